@@ -13,21 +13,21 @@ type Kind int
 
 // The kinds, each with the HTTP status that the REST door gives it.
 const (
-	KindInternal        Kind = iota // 500: nothing the caller can do; the text is hidden
-	KindInvalid                     // 400: the request is wrong
-	KindUnauthorized                // 401: no key, or one that is not valid
-	KindForbidden                   // 403: the key may not do this
-	KindNotFound                    // 404: missing, or not visible to the key
-	KindConflict                    // 409: a name is taken
-	KindGone                        // 410: existed once
-	KindPrecondition                // 412: the resource is not in the mode that the call needs
-	KindTooLarge                    // 413: the body is over the limit
-	KindUnprocessable               // 422: well-formed, but refused by a rule
-	KindLocked                      // 423: conflicting operations are still running
-	KindRateLimited                 // 429: too many requests
-	KindNotImplemented              // 501: published, not built
-	KindUnavailable                 // 503: try again later
-	KindNoSpace                     // 503: a storage reserve is reached
+	KindInternal       Kind = iota // 500: nothing the caller can do; the text is hidden
+	KindInvalid                    // 400: the request is wrong
+	KindUnauthorized               // 401: no key, or one that is not valid
+	KindForbidden                  // 403: the key may not do this
+	KindNotFound                   // 404: missing, or not visible to the key
+	KindConflict                   // 409: a name is taken
+	KindGone                       // 410: existed once
+	KindPrecondition               // 412: the resource is not in the mode that the call needs
+	KindTooLarge                   // 413: the body is over the limit
+	KindUnprocessable              // 422: well-formed, but refused by a rule
+	KindLocked                     // 423: conflicting operations are still running
+	KindRateLimited                // 429: too many requests
+	KindNotImplemented             // 501: published, not built
+	KindUnavailable                // 503: try again later
+	KindNoSpace                    // 503: a storage reserve is reached
 )
 
 // Error is the one error type that crosses rooms.

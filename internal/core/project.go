@@ -43,7 +43,6 @@ type BranchState string
 const (
 	BranchInit           BranchState = "init"
 	BranchReady          BranchState = "ready"
-	BranchFailed         BranchState = "failed" // shown to clients as init with no pending state; see StateReason
 	BranchStorageDeleted BranchState = "storage_deleted"
 )
 
@@ -57,7 +56,7 @@ type Branch struct {
 	Name            string
 	State           BranchState
 	PendingState    BranchState // "" when nothing is pending
-	StateReason     string      // why State is failed
+	StateReason     string      // why the branch stays in init with nothing pending
 	StateChangedAt  time.Time
 	Default         bool
 	Protected       bool
@@ -73,9 +72,11 @@ type Branch struct {
 	AnnotatedAt     *time.Time
 
 	// Storage, not shown to clients.
-	VolumeID    string // "" until the volume exists
-	Incarnation int    // numbers the WAL directories of the branch
-	Promote     bool   // the volume is a fresh clone: its next start must end recovery on a new timeline
+	VolumeID    string          // "" until the volume exists
+	Incarnation int             // numbers the WAL directories of the branch
+	Promote     bool            // the volume is a fresh fork: its next start must end recovery on a new timeline
+	Setup       json.RawMessage // roles and databases that the next start still has to apply; see control
+	Deleting    bool
 }
 
 // EndpointType says what an endpoint's compute may do.
@@ -123,7 +124,7 @@ type Endpoint struct {
 	CreationSource string
 	CreatedAt      time.Time
 	UpdatedAt      time.Time
-	Handle         json.RawMessage // the compute driver's persisted handle; nil when no process is trusted
+	Deleting       bool
 }
 
 // IdleTimeout is how long the endpoint may be unused before it is suspended; ok is false when it never is.

@@ -1,0 +1,55 @@
+-- name: InsertBranch :one
+INSERT INTO branches (id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, is_default, protected,
+    init_source, expires_at, created_by, created_by_name, annotation, annotated_at, volume_id, promote, setup)
+VALUES ($1, $2, sqlc.narg('parent_id'), $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18) RETURNING *;
+
+-- name: GetBranch :one
+SELECT * FROM branches WHERE id = $1 AND project_id = $2 AND NOT deleting;
+
+-- name: GetBranchByID :one
+SELECT * FROM branches WHERE id = $1;
+
+-- name: LockBranch :one
+SELECT * FROM branches WHERE id = $1 AND project_id = $2 AND NOT deleting FOR UPDATE;
+
+-- name: LockBranchByID :one
+SELECT * FROM branches WHERE id = $1 FOR UPDATE;
+
+-- name: GetDefaultBranch :one
+SELECT * FROM branches WHERE project_id = $1 AND is_default AND NOT deleting;
+
+-- name: ListProjectBranches :many
+SELECT * FROM branches WHERE project_id = $1 ORDER BY created_at DESC, id;
+
+-- name: ListVolumes :many
+SELECT id, volume_id FROM branches;
+
+-- name: CountChildren :one
+SELECT count(*) FROM branches WHERE parent_id = $1 AND NOT deleting;
+
+-- name: UpdateBranch :one
+UPDATE branches SET name = $2, protected = $3, expires_at = $4, updated_at = now() WHERE id = $1 RETURNING *;
+
+-- name: BranchReady :exec
+UPDATE branches SET state = 'ready', pending_state = '', state_reason = '', state_changed_at = now(), updated_at = now(),
+    parent_lsn = $2, parent_timestamp = $3, promote = $4
+WHERE id = $1;
+
+-- name: BranchFailed :exec
+UPDATE branches SET pending_state = '', state_reason = $2, state_changed_at = now(), updated_at = now() WHERE id = $1;
+
+-- name: BranchStarted :exec
+UPDATE branches SET promote = false, setup = NULL WHERE id = $1;
+
+-- name: SetBranchSize :exec
+UPDATE branches SET logical_size = $2 WHERE id = $1;
+
+-- name: MarkBranchDeleting :one
+UPDATE branches SET deleting = true, is_default = false, pending_state = 'storage_deleted', updated_at = now()
+WHERE id = $1 RETURNING *;
+
+-- name: DetachChildren :exec
+UPDATE branches SET parent_id = NULL WHERE parent_id = $1;
+
+-- name: DeleteBranch :exec
+DELETE FROM branches WHERE id = $1;
