@@ -2,7 +2,7 @@
 // generated from it. unbuilt.tsv lists the published operations that answer 501.
 package api
 
-//go:generate go -C ../tools tool oapi-codegen -config ../api/codegen.yaml -o ../api/api.gen.go ../api/openapi.yaml
+//go:generate go -C ../tools tool oapi-codegen -config ../api/codegen.yaml ../api/openapi.yaml
 
 import (
 	_ "embed"
