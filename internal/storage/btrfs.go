@@ -1,0 +1,189 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// The ioctls of linux/btrfs.h that volumes need. All are _IOW(0x94, n, 4096 bytes), which has one value on every
+// architecture that Go's amd64 and arm64 ports share.
+const (
+	btrfsIocSubvolCreate = 0x5000940e
+	btrfsIocSnapDestroy  = 0x5000940f
+	btrfsIocSnapCreateV2 = 0x50009417
+
+	fsNoCowFlag = 0x00800000 // FS_NOCOW_FL of linux/fs.h
+)
+
+// btrfsVolArgs is struct btrfs_ioctl_vol_args.
+type btrfsVolArgs struct {
+	fd   int64
+	name [4088]byte
+}
+
+// btrfsVolArgsV2 is struct btrfs_ioctl_vol_args_v2.
+type btrfsVolArgsV2 struct {
+	fd      int64
+	transID uint64
+	flags   uint64
+	unused  [4]uint64
+	name    [4040]byte
+}
+
+// btrfsBackend keeps a volume as a subvolume. A snapshot is one transaction of the file system: it catches one instant,
+// writes out what is dirty in the source, and is committed to disk when the call returns.
+type btrfsBackend struct{}
+
+// openBtrfs finds or makes a btrfs file system for DIR/pool.
+func openBtrfs(ctx context.Context, opts Options) (Backend, error) {
+	pool := poolPath(opts.Dir)
+	_, err := os.Lstat(imagePath(opts.Dir))
+	hasImage := err == nil
+	if native, err := isBtrfs(opts.Dir); err != nil {
+		return nil, err
+	} else if native && !hasImage {
+		if err := os.MkdirAll(pool, 0o755); err != nil {
+			return nil, err
+		}
+		return btrfsBackend{}, probeBtrfs(ctx, pool)
+	}
+	if err := mountImage(ctx, opts); err != nil {
+		return nil, err
+	}
+	return btrfsBackend{}, nil
+}
+
+// probeBtrfs finds out whether this process may make and remove subvolumes where nobody prepared a file system for it.
+func probeBtrfs(ctx context.Context, pool string) error {
+	var b btrfsBackend
+	path := filepath.Join(pool, ".probe")
+	if err := b.Remove(ctx, path); err != nil {
+		return err
+	}
+	err := b.Create(ctx, path)
+	if err == nil {
+		err = b.Clone(ctx, path, path+"2")
+	}
+	return errors.Join(err, b.Remove(ctx, path), b.Remove(ctx, path+"2"))
+}
+
+func isBtrfs(path string) (bool, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil {
+		return false, &fs.PathError{Op: "statfs", Path: path, Err: err}
+	}
+	return uint32(st.Type) == unix.BTRFS_SUPER_MAGIC, nil
+}
+
+func (btrfsBackend) Name() string { return BackendBtrfs }
+func (btrfsBackend) Atomic() bool { return true }
+
+func (btrfsBackend) Create(ctx context.Context, path string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	args := new(btrfsVolArgs)
+	if err := putName(args.name[:], path); err != nil {
+		return err
+	}
+	if err := dirIoctl(filepath.Dir(path), btrfsIocSubvolCreate, unsafe.Pointer(args)); err != nil {
+		return fmt.Errorf("create subvolume %s: %w", path, err)
+	}
+	return noCow(path)
+}
+
+// noCow makes the files of an empty folder be written in place unless a snapshot shares them. btrfs then keeps no
+// checksums for them; PostgreSQL's own page checksums do that work.
+func noCow(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags|fsNoCowFlag)
+	}
+	if err != nil {
+		return fmt.Errorf("turn off copy-on-write in %s: %w", path, err)
+	}
+	return nil
+}
+
+func (btrfsBackend) Clone(ctx context.Context, src, dst string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	f, err := os.Open(src)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	args := &btrfsVolArgsV2{fd: int64(f.Fd())}
+	if err := putName(args.name[:], dst); err != nil {
+		return err
+	}
+	if err := dirIoctl(filepath.Dir(dst), btrfsIocSnapCreateV2, unsafe.Pointer(args)); err != nil {
+		return fmt.Errorf("snapshot %s as %s: %w", src, dst, err)
+	}
+	return nil
+}
+
+func (btrfsBackend) Remove(ctx context.Context, path string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if _, err := os.Lstat(path); notExist(err) {
+		return nil
+	}
+	args := new(btrfsVolArgs)
+	if err := putName(args.name[:], path); err != nil {
+		return err
+	}
+	err := dirIoctl(filepath.Dir(path), btrfsIocSnapDestroy, unsafe.Pointer(args))
+	switch {
+	case err == nil, notExist(err):
+		return nil
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOTDIR):
+		// Without privilege a subvolume may still be emptied and removed like a folder; and what is not a subvolume is one.
+		return removeTree(ctx, path)
+	default:
+		return fmt.Errorf("delete subvolume %s: %w", path, err)
+	}
+}
+
+// putName writes the last element of path, NUL-terminated, into an ioctl's name field.
+func putName(field []byte, path string) error {
+	name := filepath.Base(path)
+	if len(name) > 255 {
+		return &fs.PathError{Op: "subvolume", Path: path, Err: unix.ENAMETOOLONG}
+	}
+	copy(field, name)
+	return nil
+}
+
+func dirIoctl(dir string, request uint, arg unsafe.Pointer) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for {
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), uintptr(request), uintptr(arg))
+		switch errno {
+		case 0:
+			return nil
+		case unix.EINTR:
+			continue
+		default:
+			return errno
+		}
+	}
+}
