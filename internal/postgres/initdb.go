@@ -55,7 +55,7 @@ func InitDB(ctx context.Context, b Build, o InitOptions) error {
 	for _, locale := range []string{"C.UTF-8", "C"} {
 		var out []byte
 		cmd := exec.CommandContext(ctx, b.Tool("initdb"), append(args, "--locale="+locale)...)
-		cmd.Env = serverEnv()
+		cmd.Env = ServerEnv()
 		cmd.Dir = "/"
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: o.Cred}
 		if out, err = cmd.CombinedOutput(); err == nil {
@@ -84,8 +84,8 @@ func OwnedDir(dir string, cred *syscall.Credential) error {
 	return os.Chown(dir, int(cred.Uid), int(cred.Gid))
 }
 
-// serverEnv is the whole environment of a PostgreSQL program: nothing of the platform's own, which may hold secrets.
-func serverEnv() []string {
+// ServerEnv is the whole environment of a PostgreSQL program: nothing of the platform's own, which may hold secrets.
+func ServerEnv() []string {
 	env := []string{"LC_ALL=C.UTF-8", "TZ=UTC"}
 	for _, name := range []string{"PATH", "LD_LIBRARY_PATH", "TMPDIR"} {
 		if v, ok := os.LookupEnv(name); ok {
@@ -119,7 +119,7 @@ func withServer(ctx context.Context, b Build, o InitOptions, scratch string, f f
 	var log bytes.Buffer
 	cmd := exec.Command(b.Tool("postgres"), "-D", o.DataDir, "-k", sockDir, "-c", "listen_addresses=", "-c", "wal_recycle=off",
 		"-c", "huge_pages=off", "-c", "shared_buffers=16MB", "-c", "log_destination=stderr", "-c", "logging_collector=off")
-	cmd.Env, cmd.Dir, cmd.Stderr = serverEnv(), "/", &log
+	cmd.Env, cmd.Dir, cmd.Stderr = ServerEnv(), "/", &log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: o.Cred, Setsid: true}
 	cmd.WaitDelay = 5 * time.Second
 	if err := cmd.Start(); err != nil {

@@ -1,0 +1,222 @@
+package compute
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/postgres"
+)
+
+// cleanupTimeout bounds what is done after the caller's context has ended.
+const cleanupTimeout = 30 * time.Second
+
+// start is the body of a Start: nothing of the compute runs when it fails.
+func (m *Manager) start(ctx context.Context, u *unit, persist func(context.Context, Handle) error) (Ready, error) {
+	const op = "compute.start"
+	spec, sockDir, logFile := u.spec, m.socketDir(u.id), m.logFile(u.id)
+	began := time.Now()
+
+	if err := m.prepare(ctx, spec, sockDir); err != nil {
+		return Ready{}, core.Wrap(err, op, "")
+	}
+	logOffset := rotateLog(logFile)
+	args := []string{"unix_socket_directories=" + quoteListItem(sockDir), "cluster_name=" + u.id}
+	if spec.Promote {
+		// No dependence on the parent's max_connections, and the moment from which promotion is heard shows in the lock file.
+		args = append(args, "hot_standby=off", "restore_command=", "primary_conninfo=")
+	}
+	proc, err := m.opts.Driver.Start(ctx, Launch{
+		EndpointID: u.id, Build: spec.Build, DataDir: spec.DataDir, SocketDir: sockDir, LogFile: logFile, Args: args,
+	})
+	if err != nil {
+		return Ready{}, core.Wrap(err, op, "")
+	}
+
+	// The handle is made durable while the server boots; nobody is told of the server before both are done.
+	persisted := make(chan error, 1)
+	m.wg.Go(func() { persisted <- persist(ctx, proc.Handle()) })
+	conn, err := m.waitReady(ctx, spec, proc)
+	if perr := <-persisted; err == nil && perr != nil {
+		err = core.Wrap(perr, op, "")
+		closeConn(ctx, conn)
+	}
+	if err == nil && spec.Promote {
+		// A repeated request may have come too late to be consumed.
+		if rmErr := os.Remove(filepath.Join(spec.DataDir, promoteFile)); rmErr != nil && !errors.Is(rmErr, fs.ErrNotExist) {
+			m.log.Warn("promote file stays", "endpoint", u.id, "error", rmErr)
+		}
+	}
+	if err != nil {
+		m.abandon(ctx, spec, proc, sockDir)
+		return Ready{}, m.explain(ctx, err, logFile, logOffset)
+	}
+	m.log.Info("compute ready", "endpoint", u.id, "pid", proc.Handle().PID, "took", time.Since(began).Round(time.Millisecond))
+	return m.adopt(u, proc, conn), nil
+}
+
+// prepare leaves the data directory and the socket folder ready for a server.
+func (m *Manager) prepare(ctx context.Context, spec Spec, sockDir string) error {
+	if err := postgres.OwnedDir(sockDir, m.opts.Cred); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(m.opts.LogDir, 0o750); err != nil {
+		return err
+	}
+	if err := m.opts.Driver.Clear(ctx, spec.DataDir, sockDir); err != nil {
+		return err
+	}
+	if _, err := os.Lstat(filepath.Join(spec.DataDir, "standby.signal")); err == nil && !spec.Promote {
+		return core.Errorf(core.KindInternal, "", "%s holds standby.signal, and its promotion was not asked for", spec.DataDir)
+	}
+	return postgres.WriteConfig(spec.DataDir, postgres.Config(postgres.ConfigOptions{
+		Build: spec.Build, Size: spec.Size, MachineMemory: m.opts.MachineMem,
+		LogicalReplication: spec.LogicalReplication, PGSettings: spec.PGSettings,
+	}), m.opts.Cred)
+}
+
+// attach is the body of an Attach.
+func (m *Manager) attach(ctx context.Context, u *unit, h Handle) (Ready, error) {
+	spec := u.spec
+	proc, err := m.opts.Driver.Attach(ctx, h)
+	if isGone(err) {
+		if cerr := m.opts.Driver.Clear(ctx, spec.DataDir, m.socketDir(u.id)); cerr != nil {
+			return Ready{}, core.Wrap(cerr, "compute.attach", "")
+		}
+		return Ready{}, err
+	} else if err != nil {
+		return Ready{}, core.Wrap(err, "compute.attach", "")
+	}
+	logFile := m.logFile(u.id)
+	conn, err := m.waitReady(ctx, spec, proc)
+	if err != nil {
+		if m.ctx.Err() != nil { // this server is going away, not the compute
+			proc.Release()
+			return Ready{}, errClosed
+		}
+		m.abandon(ctx, spec, proc, h.SocketDir)
+		return Ready{}, m.explain(ctx, err, logFile, max(0, fileSize(logFile)-tailBytes))
+	}
+	return m.adopt(u, proc, conn), nil
+}
+
+// adopt hands a ready server over to the unit and its monitor.
+func (m *Manager) adopt(u *unit, proc Process, conn *pgx.Conn) Ready {
+	h := proc.Handle()
+	m.mu.Lock()
+	u.proc = proc
+	m.mu.Unlock()
+	u.conn = conn
+	return Ready{
+		SocketDir: h.SocketDir, SocketPath: filepath.Join(h.SocketDir, postgres.SocketName),
+		StartedAt: h.StartedAt, PID: h.PID,
+	}
+}
+
+// abandon ends a server that did not get ready.
+func (m *Manager) abandon(ctx context.Context, spec Spec, proc Process, sockDir string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+	defer cancel()
+	if err := m.end(ctx, proc, StopImmediate); err != nil {
+		m.log.Error("compute did not end", "endpoint", spec.EndpointID, "error", err)
+	}
+	if err := m.opts.Driver.Clear(ctx, spec.DataDir, sockDir); err != nil {
+		m.log.Error("compute was not cleared", "endpoint", spec.EndpointID, "error", err)
+	}
+	proc.Release()
+}
+
+const (
+	promoteFile = "promote"
+
+	pollFirst    = time.Millisecond
+	pollLast     = 20 * time.Millisecond
+	promoteEvery = 20 * time.Millisecond
+)
+
+// errExited tells that a server ended before it was ready.
+var errExited = errors.New("the server ended while it started")
+
+// waitReady waits until the server accepts a session and is not in recovery, and returns that session. It promotes the
+// server when spec says so.
+//
+// The lock file's status line says when trying is worth it: every attempt before that would cost the starting server a
+// fork. The line alone proves nothing; the session does.
+func (m *Manager) waitReady(ctx context.Context, spec Spec, proc Process) (*pgx.Conn, error) {
+	h := proc.Handle()
+	delay := pollFirst
+	var promoted time.Time
+	timer := time.NewTimer(delay)
+	defer timer.Stop()
+	for {
+		select {
+		case <-proc.Done():
+			return nil, errExited
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-timer.C:
+		}
+		switch readStatus(spec.DataDir, h.PID) {
+		case "ready":
+			conn, err := postgres.Connect(ctx, h.SocketDir, postgres.AdminDatabase)
+			if err == nil {
+				if conn.PgConn().ParameterStatus("in_hot_standby") == "off" { // reported from major 14 on: pg_is_in_recovery()
+					return conn, nil
+				}
+				closeConn(ctx, conn)
+			} else {
+				m.log.Debug("compute not ready", "endpoint", spec.EndpointID, "error", err)
+			}
+		case "standby":
+			// The server removes an early promote file when it starts, and a SIGUSR1 before its handlers exist would end it:
+			// this status says that both are over.
+			if spec.Promote && time.Since(promoted) >= promoteEvery {
+				if err := proc.Promote(); err != nil && !isGone(err) {
+					return nil, err
+				}
+				promoted = time.Now()
+				delay = pollFirst
+			}
+		}
+		timer.Reset(delay)
+		if delay *= 2; delay > pollLast {
+			delay = pollLast
+		}
+		if promoted.IsZero() && delay > 2*pollFirst && time.Since(h.StartedAt) < 200*time.Millisecond {
+			delay = 2 * pollFirst // a clean start takes some 30 ms
+		}
+	}
+}
+
+// readStatus returns the last line of postmaster.pid ("starting", "stopping", "ready" or "standby"; LOCK_FILE_LINE_PM_STATUS
+// in src/include/utils/pidfile.h), "" unless the file is that of pid.
+func readStatus(dataDir string, pid int) string {
+	raw, err := os.ReadFile(filepath.Join(dataDir, "postmaster.pid"))
+	if err != nil {
+		return ""
+	}
+	lines := strings.Split(string(raw), "\n")
+	if len(lines) < 8 || lines[0] != itoa(pid) {
+		return ""
+	}
+	return strings.TrimSpace(lines[7])
+}
+
+// quoteListItem writes a folder for a list setting of folders.
+func quoteListItem(s string) string { return `"` + strings.ReplaceAll(s, `"`, `""`) + `"` }
+
+func closeConn(ctx context.Context, conn *pgx.Conn) {
+	if conn == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	_ = conn.Close(ctx)
+}
