@@ -4,210 +4,252 @@ package control
 
 import (
 	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"slices"
+	"sync"
+	"time"
 
+	"golang.org/x/sync/singleflight"
+
+	"github.com/boughdb/bough/internal/auth"
+	"github.com/boughdb/bough/internal/compute"
 	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/history"
+	"github.com/boughdb/bough/internal/postgres"
+	"github.com/boughdb/bough/internal/storage"
+	"github.com/boughdb/bough/internal/store"
 )
+
+// Queue carries out operations; see internal/ops.
+type Queue interface {
+	// Enqueue inserts operations in the transaction of q, whose caller holds the lock of their branch.
+	Enqueue(ctx context.Context, q store.Q, ops ...core.Operation) ([]core.Operation, error)
+	// Kick starts the work on a branch, once the transaction is committed.
+	Kick(branchID string)
+	// Wait returns when an operation has ended.
+	Wait(ctx context.Context, opID string) error
+}
+
+// Recorder counts what happens, for metrics. Its methods must not block.
+type Recorder interface {
+	OperationEnded(action core.OperationAction, status core.OperationStatus, took time.Duration)
+	Woken(took time.Duration, err error)
+}
+
+// Addressing says how clients reach the server.
+type Addressing struct {
+	Domain   string // endpoints are ep-….<Domain>
+	Port     int    // advertised; written into hosts unless it is 5432
+	Resolves bool   // names under Domain resolve here; else URIs use localhost and the endpoint option
+	Region   string // default region id
+}
+
+// Options is what a Service is made of.
+type Options struct {
+	Store      *store.Store
+	Queue      Queue
+	Computes   *compute.Manager
+	Volumes    *storage.Pool
+	WAL        *history.Dirs
+	Builds     []postgres.Build // installed, ascending
+	Sealer     *auth.Sealer
+	Init       postgres.InitOptions // OS user of computes; folders are filled in
+	RunDir     string               // short path for sockets
+	Addressing Addressing
+	Recorder   Recorder
+	Log        *slog.Logger
+}
 
 // Service is the use cases. Every method checks first what the caller may see: what it may not is KindNotFound.
 type Service struct {
+	Options
+	log *slog.Logger
+
+	waking    singleflight.Group // by endpoint
+	locks     keyedLocks         // by branch: who uses or changes its volume
+	templates keyedLocks         // by major
+	crashes   crashLog
+	seen      sync.Map // compute id → catalog fingerprint that the control database has
+	full      fullFlag
+
+	stop     context.CancelFunc
+	stopOnce sync.Once
+	work     sync.WaitGroup
 }
 
-var errNotYet = core.Errorf(core.KindNotImplemented, "NOT_IMPLEMENTED", "not built yet")
-
-// ListProjects returns a page of the projects that the caller can see.
-func (s *Service) ListProjects(ctx context.Context, c core.Caller, p ListProjects) (ProjectPage, error) {
-	return ProjectPage{}, errNotYet
+// New makes a Service. Recover must be called before anything else.
+func New(o Options) *Service {
+	return &Service{Options: o, log: o.Log}
 }
 
-// CreateProject makes a project with its default branch, role, database and endpoint.
-func (s *Service) CreateProject(ctx context.Context, c core.Caller, p CreateProject) (ProjectCreated, error) {
-	return ProjectCreated{}, errNotYet
+// Service computes the hosts and URIs of endpoints.
+
+func (a Addressing) withPort(host string) string {
+	if a.Port == 5432 {
+		return host
+	}
+	return fmt.Sprintf("%s:%d", host, a.Port)
 }
 
-// GetProject returns one project.
-func (s *Service) GetProject(ctx context.Context, c core.Caller, id string) (ProjectView, error) {
-	return ProjectView{}, errNotYet
+func (a Addressing) host(endpointID string, pooled bool) string {
+	if pooled {
+		endpointID += "-pooler"
+	}
+	return a.withPort(endpointID + "." + a.Domain)
 }
 
-// UpdateProject changes a project.
-func (s *Service) UpdateProject(ctx context.Context, c core.Caller, id string, p ProjectPatch) (ProjectResult, error) {
-	return ProjectResult{}, errNotYet
+// uri builds a connection string. params are added to its query.
+func (a Addressing) uri(endpointID, role, password, database string, pooled bool, params url.Values) string {
+	if params == nil {
+		params = url.Values{}
+	}
+	params.Set("sslmode", "require")
+	host := a.host(endpointID, pooled)
+	if !a.Resolves {
+		host = a.withPort("localhost")
+		if pooled {
+			endpointID += "-pooler"
+		}
+		params.Set("options", "endpoint="+endpointID)
+	}
+	u := url.URL{Scheme: "postgresql", Host: host, Path: "/" + database, RawQuery: params.Encode()}
+	if password != "" {
+		u.User = url.UserPassword(role, password)
+	} else {
+		u.User = url.User(role)
+	}
+	return u.String()
 }
 
-// DeleteProject deletes a project with everything in it.
-func (s *Service) DeleteProject(ctx context.Context, c core.Caller, id string) (ProjectView, error) {
-	return ProjectView{}, errNotYet
+func (s *Service) endpointView(e core.Endpoint) EndpointView {
+	v := EndpointView{Endpoint: e, Host: s.Addressing.host(e.ID, false), PoolerHost: s.Addressing.host(e.ID, true), ProxyHost: s.Addressing.Domain}
+	return v
 }
 
-// ConnectionURI builds a connection string with the role's password.
-func (s *Service) ConnectionURI(ctx context.Context, c core.Caller, projectID string, p URIParams) (string, error) {
-	return "", errNotYet
+func (s *Service) endpointViews(list []core.Endpoint) []EndpointView {
+	out := make([]EndpointView, len(list))
+	for i, e := range list {
+		out[i] = s.endpointView(e)
+	}
+	return out
 }
 
-// CreateBranch makes a branch of the parent's head.
-func (s *Service) CreateBranch(ctx context.Context, c core.Caller, projectID string, p CreateBranch) (BranchCreated, error) {
-	return BranchCreated{}, errNotYet
+func (s *Service) projectView(p core.Project) ProjectView {
+	return ProjectView{Project: p, ProxyHost: s.Addressing.Domain}
 }
 
-// ListBranches returns a page of a project's branches.
-func (s *Service) ListBranches(ctx context.Context, c core.Caller, projectID string, p ListBranches) (BranchPage, error) {
-	return BranchPage{}, errNotYet
+// project returns a project that the caller can see.
+func (s *Service) project(ctx context.Context, c core.Caller, id string) (core.Project, error) {
+	if !core.ValidID(id) {
+		return core.Project{}, projectNotFound(id)
+	}
+	p, err := s.Store.Project(ctx, id)
+	if err != nil {
+		return core.Project{}, err
+	}
+	if !slices.Contains(c.OrgIDs, p.OrgID) || (c.ProjectID != "" && c.ProjectID != p.ID) {
+		return core.Project{}, projectNotFound(id)
+	}
+	return p, nil
 }
 
-// GetBranch returns one branch.
-func (s *Service) GetBranch(ctx context.Context, c core.Caller, projectID, id string) (core.Branch, error) {
-	return core.Branch{}, errNotYet
+func projectNotFound(id string) error {
+	return core.NotFoundf("project %q not found", clip(id))
 }
 
-// UpdateBranch renames or protects a branch, or sets its expiry.
-func (s *Service) UpdateBranch(ctx context.Context, c core.Caller, projectID, id string, p BranchPatch) (BranchResult, error) {
-	return BranchResult{}, errNotYet
+// branch returns a branch of a project that the caller can see.
+func (s *Service) branch(ctx context.Context, c core.Caller, projectID, id string) (core.Project, core.Branch, error) {
+	p, err := s.project(ctx, c, projectID)
+	if err != nil {
+		return p, core.Branch{}, err
+	}
+	if !core.ValidID(id) {
+		return p, core.Branch{}, core.NotFoundf("branch %q not found in project %s", clip(id), projectID)
+	}
+	b, err := s.Store.Branch(ctx, p.ID, id)
+	return p, b, err
 }
 
-// DeleteBranch deletes a branch without children, its endpoints and its data.
-func (s *Service) DeleteBranch(ctx context.Context, c core.Caller, projectID, id string) (BranchResult, error) {
-	return BranchResult{}, errNotYet
+// endpoint returns an endpoint of a project that the caller can see.
+func (s *Service) endpoint(ctx context.Context, c core.Caller, projectID, id string) (core.Project, core.Endpoint, error) {
+	p, err := s.project(ctx, c, projectID)
+	if err != nil {
+		return p, core.Endpoint{}, err
+	}
+	missing := core.NotFoundf("endpoint %q not found in project %s", clip(id), projectID)
+	if !core.ValidID(id) {
+		return p, core.Endpoint{}, missing
+	}
+	e, err := s.Store.Endpoint(ctx, id)
+	if err == nil && e.ProjectID != p.ID {
+		return p, core.Endpoint{}, missing
+	}
+	return p, e, err
 }
 
-// ListEndpoints returns a project's endpoints; with branchID, those of that branch.
-func (s *Service) ListEndpoints(ctx context.Context, c core.Caller, projectID, branchID string) ([]EndpointView, error) {
-	return nil, errNotYet
+// clip keeps a hostile value short in a message.
+func clip(s string) string {
+	if len(s) > 64 {
+		return s[:64] + "…"
+	}
+	return s
 }
 
-// CreateEndpoint adds an endpoint to a branch and starts it.
-func (s *Service) CreateEndpoint(ctx context.Context, c core.Caller, projectID, branchID string, p EndpointSpec) (EndpointResult, error) {
-	return EndpointResult{}, errNotYet
+// newOperation fills what every operation has.
+func newOperation(c core.Caller, projectID, branchID, endpointID string, action core.OperationAction) core.Operation {
+	return core.Operation{
+		ID: core.NewUUID(), ProjectID: projectID, BranchID: branchID, EndpointID: endpointID, Action: action, RequestID: c.RequestID,
+	}
 }
 
-// GetEndpoint returns one endpoint.
-func (s *Service) GetEndpoint(ctx context.Context, c core.Caller, projectID, id string) (EndpointView, error) {
-	return EndpointView{}, errNotYet
+// hostOnly drops the port of a client's address.
+func hostOnly(addr string) string {
+	if h, _, err := net.SplitHostPort(addr); err == nil {
+		return h
+	}
+	return addr
 }
 
-// UpdateEndpoint changes an endpoint.
-func (s *Service) UpdateEndpoint(ctx context.Context, c core.Caller, projectID, id string, p EndpointPatch) (EndpointResult, error) {
-	return EndpointResult{}, errNotYet
+// keyedLocks is one lock for each key, freed when nobody holds or awaits it.
+type keyedLocks struct {
+	mu   sync.Mutex
+	held map[string]*keyedLock
 }
 
-// DeleteEndpoint stops and removes an endpoint; its branch stays.
-func (s *Service) DeleteEndpoint(ctx context.Context, c core.Caller, projectID, id string) (EndpointResult, error) {
-	return EndpointResult{}, errNotYet
+type keyedLock struct {
+	users int
+	ch    chan struct{} // holds one token while nobody has the lock
 }
 
-// StartEndpoint wakes an endpoint's compute.
-func (s *Service) StartEndpoint(ctx context.Context, c core.Caller, projectID, id string) (EndpointResult, error) {
-	return EndpointResult{}, errNotYet
-}
-
-// SuspendEndpoint stops an endpoint's compute.
-func (s *Service) SuspendEndpoint(ctx context.Context, c core.Caller, projectID, id string) (EndpointResult, error) {
-	return EndpointResult{}, errNotYet
-}
-
-// RestartEndpoint stops and starts an endpoint's compute.
-func (s *Service) RestartEndpoint(ctx context.Context, c core.Caller, projectID, id string) (EndpointResult, error) {
-	return EndpointResult{}, errNotYet
-}
-
-// ListDatabases returns a branch's databases, those made in SQL among them.
-func (s *Service) ListDatabases(ctx context.Context, c core.Caller, projectID, branchID string) ([]core.Database, error) {
-	return nil, errNotYet
-}
-
-// CreateDatabase makes a database that owner owns.
-func (s *Service) CreateDatabase(ctx context.Context, c core.Caller, projectID, branchID, name, owner string) (DatabaseResult, error) {
-	return DatabaseResult{}, errNotYet
-}
-
-// GetDatabase returns one database.
-func (s *Service) GetDatabase(ctx context.Context, c core.Caller, projectID, branchID, name string) (core.Database, error) {
-	return core.Database{}, errNotYet
-}
-
-// UpdateDatabase renames a database or changes its owner.
-func (s *Service) UpdateDatabase(ctx context.Context, c core.Caller, projectID, branchID, name string, p DatabasePatch) (DatabaseResult, error) {
-	return DatabaseResult{}, errNotYet
-}
-
-// DeleteDatabase drops a database and ends its sessions.
-func (s *Service) DeleteDatabase(ctx context.Context, c core.Caller, projectID, branchID, name string) (DatabaseResult, error) {
-	return DatabaseResult{}, errNotYet
-}
-
-// ListRoles returns a branch's roles, those made in SQL among them.
-func (s *Service) ListRoles(ctx context.Context, c core.Caller, projectID, branchID string) ([]core.Role, error) {
-	return nil, errNotYet
-}
-
-// CreateRole makes a role; the result carries its password.
-func (s *Service) CreateRole(ctx context.Context, c core.Caller, projectID, branchID string, p CreateRole) (RoleResult, error) {
-	return RoleResult{}, errNotYet
-}
-
-// GetRole returns one role.
-func (s *Service) GetRole(ctx context.Context, c core.Caller, projectID, branchID, name string) (core.Role, error) {
-	return core.Role{}, errNotYet
-}
-
-// DeleteRole drops a role that owns no database.
-func (s *Service) DeleteRole(ctx context.Context, c core.Caller, projectID, branchID, name string) (RoleResult, error) {
-	return RoleResult{}, errNotYet
-}
-
-// ResetPassword gives a role a new password; the result carries it.
-func (s *Service) ResetPassword(ctx context.Context, c core.Caller, projectID, branchID, name string) (RoleResult, error) {
-	return RoleResult{}, errNotYet
-}
-
-// RevealPassword returns a role's stored password; KindPrecondition when the project does not store passwords.
-func (s *Service) RevealPassword(ctx context.Context, c core.Caller, projectID, branchID, name string) (string, error) {
-	return "", errNotYet
-}
-
-// ListOperations returns a page of a project's operations, newest first; cursor is a time in RFC 3339.
-func (s *Service) ListOperations(ctx context.Context, c core.Caller, projectID string, limit int, cursor string) (OperationPage, error) {
-	return OperationPage{}, errNotYet
-}
-
-// GetOperation returns one operation.
-func (s *Service) GetOperation(ctx context.Context, c core.Caller, projectID, id string) (core.Operation, error) {
-	return core.Operation{}, errNotYet
-}
-
-// ListKeys returns the caller's personal keys.
-func (s *Service) ListKeys(ctx context.Context, c core.Caller) ([]core.APIKey, error) {
-	return nil, errNotYet
-}
-
-// CreateKey makes a personal key for the caller.
-func (s *Service) CreateKey(ctx context.Context, c core.Caller, name string) (KeyCreated, error) {
-	return KeyCreated{}, errNotYet
-}
-
-// RevokeKey revokes a personal key of the caller.
-func (s *Service) RevokeKey(ctx context.Context, c core.Caller, id int64) (core.APIKey, error) {
-	return core.APIKey{}, errNotYet
-}
-
-// Me returns the caller's user; an organization's key gets KindNotFound.
-func (s *Service) Me(ctx context.Context, c core.Caller) (core.User, error) {
-	return core.User{}, errNotYet
-}
-
-// MyOrganizations returns the organizations that the caller's user is a member of.
-func (s *Service) MyOrganizations(ctx context.Context, c core.Caller) ([]core.Organization, error) {
-	return nil, errNotYet
-}
-
-// GetOrganization returns one organization.
-func (s *Service) GetOrganization(ctx context.Context, c core.Caller, id string) (core.Organization, error) {
-	return core.Organization{}, errNotYet
-}
-
-// Regions returns the regions; the first is the default.
-func (s *Service) Regions() []Region { return nil }
-
-// Authenticate finds the caller behind a key's secret; KindUnauthorized when there is none. addr is the client's address.
-func (s *Service) Authenticate(ctx context.Context, secret, addr string) (core.Caller, error) {
-	return core.Caller{}, errNotYet
+// lock waits for a key's lock; unlock must be called unless there is an error.
+func (k *keyedLocks) lock(ctx context.Context, key string) (unlock func(), err error) {
+	k.mu.Lock()
+	if k.held == nil {
+		k.held = map[string]*keyedLock{}
+	}
+	l := k.held[key]
+	if l == nil {
+		l = &keyedLock{ch: make(chan struct{}, 1)}
+		l.ch <- struct{}{}
+		k.held[key] = l
+	}
+	l.users++
+	k.mu.Unlock()
+	leave := func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if l.users--; l.users == 0 {
+			delete(k.held, key)
+		}
+	}
+	select {
+	case <-l.ch:
+		return func() { l.ch <- struct{}{}; leave() }, nil
+	case <-ctx.Done():
+		leave()
+		return nil, ctx.Err()
+	}
 }

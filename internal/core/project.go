@@ -252,7 +252,8 @@ type Caller struct {
 	KeyID     int64
 	UserID    string // "" for organization keys
 	UserName  string
-	OrgID     string // "" for personal keys
-	ProjectID string // "" unless the key is bound to one project
+	OrgID     string   // "" for personal keys
+	OrgIDs    []string // the organizations that the key reaches
+	ProjectID string   // "" unless the key is bound to one project
 	RequestID string
 }

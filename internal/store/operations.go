@@ -98,7 +98,7 @@ func (q Q) CountFailure(ctx context.Context, id, message string) (int, error) {
 	return int(n), internal(err)
 }
 
-// SkipPending ends what waits behind a failed creation.
+// SkipPending ends what waits behind a failed creation and needs it; what cleans up still runs.
 func (q Q) SkipPending(ctx context.Context, branchID, reason string) error {
 	return internal(q.db.SkipPending(ctx, db.SkipPendingParams{BranchID: branchID, Error: reason}))
 }
@@ -146,4 +146,10 @@ func (s *Store) ReleaseDeadClaims(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// LastOperation is the sequence number of the newest operation of a branch, 0 when there is none.
+func (q Q) LastOperation(ctx context.Context, branchID string) (int64, error) {
+	n, err := q.db.LastOperation(ctx, branchID)
+	return n, internal(err)
 }

@@ -85,6 +85,11 @@ func (q Q) MarkProjectDeleting(ctx context.Context, id string) error {
 	return internal(q.db.MarkProjectDeleting(ctx, id))
 }
 
+// AwaitProject waits for who else removes branches of a project, so that one of them sees that none is left.
+func (q Q) AwaitProject(ctx context.Context, id string) error {
+	return internal(q.db.AwaitProject(ctx, id))
+}
+
 // DeleteProjectIfEmpty removes a project that is being deleted when its last branch is gone.
 func (q Q) DeleteProjectIfEmpty(ctx context.Context, id string) error {
 	_, err := q.db.DeleteProjectIfEmpty(ctx, id)

@@ -191,6 +191,17 @@ func (q *Queries) InsertOperation(ctx context.Context, arg InsertOperationParams
 	return i, err
 }
 
+const lastOperation = `-- name: LastOperation :one
+SELECT coalesce(max(seq), 0)::bigint FROM operations WHERE branch_id = $1
+`
+
+func (q *Queries) LastOperation(ctx context.Context, branchID string) (int64, error) {
+	row := q.db.QueryRow(ctx, lastOperation, branchID)
+	var column_1 int64
+	err := row.Scan(&column_1)
+	return column_1, err
+}
+
 const listBusyBranches = `-- name: ListBusyBranches :many
 SELECT DISTINCT branch_id FROM operations WHERE status IN ('scheduling', 'running')
 `
@@ -341,7 +352,7 @@ func (q *Queries) ReleaseClaims(ctx context.Context, instance int64) error {
 
 const skipPending = `-- name: SkipPending :exec
 UPDATE operations SET status = 'skipped', error = $2, updated_at = clock_timestamp()
-WHERE branch_id = $1 AND status = 'scheduling'
+WHERE branch_id = $1 AND status = 'scheduling' AND action IN ('start_compute', 'apply_config')
 `
 
 type SkipPendingParams struct {

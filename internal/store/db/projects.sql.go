@@ -11,6 +11,15 @@ import (
 	"time"
 )
 
+const awaitProject = `-- name: AwaitProject :exec
+SELECT id FROM projects WHERE id = $1 FOR UPDATE
+`
+
+func (q *Queries) AwaitProject(ctx context.Context, id string) error {
+	_, err := q.db.Exec(ctx, awaitProject, id)
+	return err
+}
+
 const deleteProjectIfEmpty = `-- name: DeleteProjectIfEmpty :execrows
 DELETE FROM projects p WHERE p.id = $1 AND p.deleting AND NOT EXISTS (SELECT FROM branches b WHERE b.project_id = p.id)
 `

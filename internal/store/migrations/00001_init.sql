@@ -180,6 +180,7 @@ CREATE TABLE operations (
 COMMENT ON COLUMN operations.branch_id IS 'no foreign key: the record outlives its branch';
 COMMENT ON COLUMN operations.claimed_by IS 'the server instance that runs it; see internal/ops';
 CREATE INDEX operations_project ON operations (project_id, created_at DESC, seq DESC);
+CREATE INDEX operations_branch ON operations (branch_id, seq);
 CREATE INDEX operations_queue ON operations (branch_id, seq) WHERE status IN ('scheduling', 'running');
 
 -- +goose Down

@@ -37,7 +37,7 @@ UPDATE operations SET failures_count = failures_count + 1, error = $2, updated_a
 
 -- name: SkipPending :exec
 UPDATE operations SET status = 'skipped', error = $2, updated_at = clock_timestamp()
-WHERE branch_id = $1 AND status = 'scheduling';
+WHERE branch_id = $1 AND status = 'scheduling' AND action IN ('start_compute', 'apply_config');
 
 -- name: ListClaimants :many
 SELECT DISTINCT claimed_by::bigint FROM operations WHERE status IN ('scheduling', 'running') AND claimed_by IS NOT NULL;
@@ -48,3 +48,6 @@ WHERE status IN ('scheduling', 'running') AND claimed_by = @instance::bigint;
 
 -- name: ListBusyBranches :many
 SELECT DISTINCT branch_id FROM operations WHERE status IN ('scheduling', 'running');
+
+-- name: LastOperation :one
+SELECT coalesce(max(seq), 0)::bigint FROM operations WHERE branch_id = $1;

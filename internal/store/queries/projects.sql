@@ -32,3 +32,6 @@ UPDATE projects SET deleting = true, updated_at = now() WHERE id = $1;
 
 -- name: DeleteProjectIfEmpty :execrows
 DELETE FROM projects p WHERE p.id = $1 AND p.deleting AND NOT EXISTS (SELECT FROM branches b WHERE b.project_id = p.id);
+
+-- name: AwaitProject :exec
+SELECT id FROM projects WHERE id = $1 FOR UPDATE;

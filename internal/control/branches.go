@@ -1,0 +1,292 @@
+package control
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/postgres"
+	"github.com/boughdb/bough/internal/store"
+)
+
+// CreateBranch makes a branch of the parent's head.
+func (s *Service) CreateBranch(ctx context.Context, c core.Caller, projectID string, p CreateBranch) (BranchCreated, error) {
+	var none BranchCreated
+	project, err := s.project(ctx, c, projectID)
+	if err != nil {
+		return none, err
+	}
+	for what, asked := range map[string]bool{
+		"branch.parent_lsn":                         p.ParentLSN != "",
+		"branch.parent_timestamp":                   p.ParentTimestamp != nil,
+		"branch.expires_at":                         p.ExpiresAt != nil,
+		"branch.init_source other than parent-data": p.InitSource != "" && p.InitSource != "parent-data",
+	} {
+		if asked {
+			return none, notBuilt(what)
+		}
+	}
+	var parent core.Branch
+	if p.ParentID == "" {
+		parent, err = s.Store.DefaultBranch(ctx, projectID)
+	} else {
+		_, parent, err = s.branch(ctx, c, projectID, p.ParentID)
+	}
+	if err != nil {
+		return none, err
+	}
+	branch := core.Branch{
+		ID: core.NewBranchID(), ProjectID: projectID, ParentID: parent.ID, Name: cmp.Or(p.Name, core.NewBranchName()),
+		State: core.BranchInit, PendingState: core.BranchReady, Protected: p.Protected, InitSource: "parent-data",
+		CreatedBy: c.UserID, CreatedByName: c.UserName, Annotation: p.Annotation,
+	}
+	branch.VolumeID = branch.ID
+	if p.Annotation != nil {
+		now := time.Now()
+		branch.AnnotatedAt = &now
+	}
+	if err := checkName("branch.name", branch.Name, 256); err != nil {
+		return none, err
+	}
+	var endpoints []core.Endpoint
+	for _, spec := range p.Endpoints {
+		e, err := s.newEndpoint(project, branch.ID, spec)
+		if err != nil {
+			return none, err
+		}
+		endpoints = append(endpoints, e)
+	}
+	if err := s.admit(ctx); err != nil {
+		return none, err
+	}
+	if parent.State == core.BranchReady {
+		if err := s.refreshCatalog(ctx, parent); err != nil {
+			return none, err
+		}
+		if branch.ParentLSN, err = s.headLSN(ctx, parent); err != nil {
+			return none, err
+		}
+	}
+	var out BranchCreated
+	err = s.Store.Tx(ctx, func(q store.Q) error {
+		out = BranchCreated{}
+		if _, err := q.ShareProject(ctx, projectID); err != nil {
+			return err
+		}
+		parent, err := q.LockBranch(ctx, projectID, parent.ID)
+		if err != nil {
+			return err
+		}
+		if parent.State != core.BranchReady {
+			if parent.PendingState == "" {
+				return core.Errorf(core.KindUnprocessable, "", "branch %s has no data: its creation failed; delete it", parent.ID)
+			}
+			return busy(projectID)
+		}
+		branch.Setup = parent.Setup
+		if out.Branch, err = q.InsertBranch(ctx, branch); err != nil {
+			return err
+		}
+		if err := q.CopyCatalog(ctx, parent.ID, branch.ID); err != nil {
+			return err
+		}
+		ops := []core.Operation{newOperation(c, projectID, branch.ID, "", core.ActionCreateBranch)}
+		for _, e := range endpoints {
+			saved, err := q.InsertEndpoint(ctx, e)
+			if err != nil {
+				return err
+			}
+			out.Endpoints = append(out.Endpoints, s.endpointView(saved))
+			if saved.PendingState == core.EndpointActive {
+				ops = append(ops, newOperation(c, projectID, branch.ID, e.ID, core.ActionStartCompute))
+			}
+		}
+		if out.Roles, err = q.Roles(ctx, branch.ID); err != nil {
+			return err
+		}
+		if out.Databases, err = q.Databases(ctx, branch.ID); err != nil {
+			return err
+		}
+		out.Operations, err = s.Queue.Enqueue(ctx, q, ops...)
+		return err
+	})
+	if err != nil {
+		return none, err
+	}
+	s.Queue.Kick(branch.ID)
+	out.URIs, err = s.branchConnections(project, out)
+	return out, err
+}
+
+// branchConnections lists how the owner of each database reaches it, when passwords are stored and there is an endpoint.
+func (s *Service) branchConnections(project core.Project, b BranchCreated) ([]ConnectionURI, error) {
+	var uris []ConnectionURI
+	if len(b.Endpoints) == 0 || !project.StorePasswords {
+		return uris, nil
+	}
+	for _, d := range b.Databases {
+		i := slices.IndexFunc(b.Roles, func(r core.Role) bool { return r.Name == d.OwnerName && len(r.Sealed) > 0 })
+		if i < 0 {
+			continue
+		}
+		password, err := s.openPassword(b.Roles[i])
+		if err != nil {
+			return nil, err
+		}
+		uris = append(uris, s.connection(b.Endpoints[0].ID, d.OwnerName, password, d.Name))
+	}
+	return uris, nil
+}
+
+func busy(projectID string) error {
+	e := core.Errorf(core.KindLocked, "", "project %s has conflicting operations that are still running; try again when they have finished", projectID)
+	e.RetryAfter = time.Second
+	return e
+}
+
+// headLSN is where a ready branch's WAL ends: flushed, when it runs; the last checkpoint, when it sleeps.
+func (s *Service) headLSN(ctx context.Context, b core.Branch) (core.LSN, error) {
+	if id, ok, err := s.running(ctx, b.ID); err != nil {
+		return 0, err
+	} else if ok {
+		if src, err := s.source(ctx, id); err == nil {
+			defer src.Close(ctx)
+			if lsn, _, err := src.FlushLSN(ctx); err == nil {
+				return lsn, nil
+			}
+		}
+		// It stopped in between: what it left says where it ended.
+	}
+	data, err := postgres.ReadControl(s.Volumes.Path(b.VolumeID))
+	return data.Checkpoint, err
+}
+
+// ListBranches returns a page of a project's branches.
+func (s *Service) ListBranches(ctx context.Context, c core.Caller, projectID string, p ListBranches) (BranchPage, error) {
+	if _, err := s.project(ctx, c, projectID); err != nil {
+		return BranchPage{}, err
+	}
+	f := store.BranchFilter{ProjectID: projectID, Search: p.Search, SortBy: cmp.Or(p.SortBy, "updated_at"), Limit: p.Limit, Cursor: p.Cursor}
+	switch {
+	case f.Limit == 0:
+		f.Limit = 10_000
+	case f.Limit < 1 || f.Limit > 10_000:
+		return BranchPage{}, core.Invalidf("limit must be between 1 and 10000")
+	}
+	switch strings.ToLower(cmp.Or(p.SortOrder, "desc")) {
+	case "desc":
+		f.Desc = true
+	case "asc":
+	default:
+		return BranchPage{}, core.Invalidf("sort_order must be one of asc, desc")
+	}
+	page := BranchPage{SortBy: f.SortBy, SortOrder: "ASC"}
+	if f.Desc {
+		page.SortOrder = "DESC"
+	}
+	var err error
+	page.Branches, page.Next, err = s.Store.ListBranches(ctx, f)
+	return page, err
+}
+
+// GetBranch returns one branch.
+func (s *Service) GetBranch(ctx context.Context, c core.Caller, projectID, id string) (core.Branch, error) {
+	_, b, err := s.branch(ctx, c, projectID, id)
+	return b, err
+}
+
+// UpdateBranch renames or protects a branch.
+func (s *Service) UpdateBranch(ctx context.Context, c core.Caller, projectID, id string, p BranchPatch) (BranchResult, error) {
+	if _, _, err := s.branch(ctx, c, projectID, id); err != nil {
+		return BranchResult{}, err
+	}
+	if p.ExpiresAt.Set && p.ExpiresAt.Value != nil {
+		return BranchResult{}, notBuilt("branch.expires_at")
+	}
+	var saved core.Branch
+	err := s.Store.Tx(ctx, func(q store.Q) error {
+		b, err := q.LockBranch(ctx, projectID, id)
+		if err != nil {
+			return err
+		}
+		if p.Name != nil {
+			if err := checkName("branch.name", *p.Name, 256); err != nil {
+				return err
+			}
+			b.Name = *p.Name
+		}
+		if p.Protected != nil {
+			b.Protected = *p.Protected
+		}
+		saved, err = q.UpdateBranch(ctx, b)
+		return err
+	})
+	return BranchResult{Branch: saved, Operations: []core.Operation{}}, err
+}
+
+// DeleteBranch deletes a branch without children, its endpoints and its data.
+func (s *Service) DeleteBranch(ctx context.Context, c core.Caller, projectID, id string) (BranchResult, error) {
+	if _, _, err := s.branch(ctx, c, projectID, id); err != nil {
+		return BranchResult{}, err
+	}
+	refuse := func(format string, args ...any) error {
+		return core.Errorf(core.KindUnprocessable, "BRANCH_DELETE_REFUSED", format, args...)
+	}
+	var out BranchResult
+	err := s.Store.Tx(ctx, func(q store.Q) error {
+		b, err := q.LockBranch(ctx, projectID, id)
+		if err != nil {
+			return err
+		}
+		children, err := q.CountChildren(ctx, id)
+		switch {
+		case err != nil:
+			return err
+		case b.Default:
+			return refuse("branch %s is the project's default branch, which cannot be deleted", id)
+		case b.ParentID == "":
+			return refuse("branch %s is a root branch, which cannot be deleted", id)
+		case b.Protected:
+			return refuse("branch %s is protected; remove the protection first", id)
+		case children > 0:
+			return refuse("branch %s has %d child branches; delete them first", id, children)
+		}
+		out.Branch, out.Operations, err = s.markBranchDeleting(ctx, q, c, projectID, id)
+		return err
+	})
+	if err != nil {
+		return BranchResult{}, err
+	}
+	s.Queue.Kick(id)
+	return out, nil
+}
+
+// markBranchDeleting hides a branch and queues what removes it.
+func (s *Service) markBranchDeleting(ctx context.Context, q store.Q, c core.Caller, projectID, id string) (core.Branch, []core.Operation, error) {
+	if _, err := q.LockBranch(ctx, projectID, id); err != nil {
+		return core.Branch{}, nil, err
+	}
+	endpoints, err := q.Endpoints(ctx, projectID, id)
+	if err != nil {
+		return core.Branch{}, nil, err
+	}
+	var ops []core.Operation
+	for _, e := range endpoints {
+		if _, err := q.MarkEndpointDeleting(ctx, e.ID); err != nil {
+			return core.Branch{}, nil, err
+		}
+		if e.State == core.EndpointActive || e.PendingState != "" {
+			ops = append(ops, newOperation(c, projectID, id, e.ID, core.ActionSuspendCompute))
+		}
+	}
+	ops = append(ops, newOperation(c, projectID, id, "", core.ActionDeleteTimeline))
+	b, err := q.MarkBranchDeleting(ctx, id)
+	if err != nil {
+		return b, nil, err
+	}
+	ops, err = s.Queue.Enqueue(ctx, q, ops...)
+	return b, ops, err
+}

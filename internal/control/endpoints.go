@@ -1,0 +1,273 @@
+package control
+
+import (
+	"cmp"
+	"context"
+	"time"
+
+	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/store"
+)
+
+// newEndpoint checks a request for an endpoint and completes it with the project's defaults.
+func (s *Service) newEndpoint(project core.Project, branchID string, p EndpointSpec) (core.Endpoint, error) {
+	var none core.Endpoint
+	e := core.Endpoint{
+		ID: core.NewEndpointID(), ProjectID: project.ID, BranchID: branchID, Name: p.Name, RegionID: cmp.Or(p.RegionID, project.RegionID),
+		Type: p.Type, SuspendTimeout: project.Defaults.SuspendTimeout, Disabled: p.Disabled, PoolerEnabled: p.PoolerEnabled != nil && *p.PoolerEnabled,
+		State: core.EndpointInit, PendingState: core.EndpointActive,
+	}
+	switch p.Type {
+	case core.EndpointReadWrite:
+	case core.EndpointReadOnly:
+		return none, notBuilt("endpoint.type read_only")
+	default:
+		return none, core.Invalidf("endpoint.type must be one of read_write, read_only")
+	}
+	if e.RegionID != project.RegionID {
+		return none, core.Invalidf("endpoint.region_id must be the project's: %s", project.RegionID)
+	}
+	if p.PoolerMode != "" && p.PoolerMode != "transaction" {
+		return none, core.Invalidf("endpoint.pooler_mode must be transaction")
+	}
+	if e.Name != "" {
+		if err := checkName("endpoint.name", e.Name, 256); err != nil {
+			return none, err
+		}
+	}
+	var err error
+	if e.Provisioner, err = checkProvisioner(cmp.Or(p.Provisioner, project.Provisioner)); err != nil {
+		return none, err
+	}
+	if e.MinCU, e.MaxCU, err = size(p.MinCU, p.MaxCU, project.Defaults, e.Provisioner); err != nil {
+		return none, err
+	}
+	if p.SuspendTimeout != nil {
+		if err := checkSuspend(*p.SuspendTimeout); err != nil {
+			return none, err
+		}
+		e.SuspendTimeout = *p.SuspendTimeout
+	}
+	if e.Disabled {
+		e.State, e.PendingState = core.EndpointIdle, ""
+	}
+	return e, checkPGSettings(p.PGSettings)
+}
+
+// ListEndpoints returns a project's endpoints; with branchID, those of that branch.
+func (s *Service) ListEndpoints(ctx context.Context, c core.Caller, projectID, branchID string) ([]EndpointView, error) {
+	var err error
+	if branchID != "" {
+		_, _, err = s.branch(ctx, c, projectID, branchID)
+	} else {
+		_, err = s.project(ctx, c, projectID)
+	}
+	if err != nil {
+		return nil, err
+	}
+	list, err := s.Store.Endpoints(ctx, projectID, branchID)
+	return s.endpointViews(list), err
+}
+
+// CreateEndpoint adds an endpoint to a branch and starts it.
+func (s *Service) CreateEndpoint(ctx context.Context, c core.Caller, projectID, branchID string, p EndpointSpec) (EndpointResult, error) {
+	project, _, err := s.branch(ctx, c, projectID, branchID)
+	if err != nil {
+		return EndpointResult{}, err
+	}
+	e, err := s.newEndpoint(project, branchID, p)
+	if err != nil {
+		return EndpointResult{}, err
+	}
+	out := EndpointResult{}
+	err = s.Store.Tx(ctx, func(q store.Q) error {
+		if _, err := q.LockBranch(ctx, projectID, branchID); err != nil {
+			return err
+		}
+		saved, err := q.InsertEndpoint(ctx, e)
+		if err != nil {
+			return err
+		}
+		out = EndpointResult{Endpoint: s.endpointView(saved), Operations: []core.Operation{}}
+		if saved.PendingState == core.EndpointActive {
+			out.Operations, err = s.Queue.Enqueue(ctx, q, newOperation(c, projectID, branchID, e.ID, core.ActionStartCompute))
+		}
+		return err
+	})
+	if err == nil {
+		s.Queue.Kick(branchID)
+	}
+	return out, err
+}
+
+// GetEndpoint returns one endpoint.
+func (s *Service) GetEndpoint(ctx context.Context, c core.Caller, projectID, id string) (EndpointView, error) {
+	_, e, err := s.endpoint(ctx, c, projectID, id)
+	return s.endpointView(e), err
+}
+
+// change runs fn on a locked endpoint; fn returns the endpoint to show and the operations to queue.
+func (s *Service) change(ctx context.Context, c core.Caller, projectID, id string,
+	fn func(q store.Q, e core.Endpoint) (core.Endpoint, []core.Operation, error),
+) (EndpointResult, error) {
+	_, e, err := s.endpoint(ctx, c, projectID, id)
+	if err != nil {
+		return EndpointResult{}, err
+	}
+	var out EndpointResult
+	err = s.Store.Tx(ctx, func(q store.Q) error {
+		// The branch first: who queues work holds its lock, in this order everywhere.
+		if _, err := q.LockBranch(ctx, projectID, e.BranchID); err != nil {
+			return err
+		}
+		locked, err := q.LockEndpoint(ctx, id)
+		if err != nil {
+			return err
+		}
+		shown, ops, err := fn(q, locked)
+		if err != nil {
+			return err
+		}
+		out = EndpointResult{Endpoint: s.endpointView(shown)}
+		out.Operations, err = s.Queue.Enqueue(ctx, q, ops...)
+		return err
+	})
+	if err != nil {
+		return EndpointResult{}, err
+	}
+	s.Queue.Kick(e.BranchID)
+	return out, nil
+}
+
+// wants is where an endpoint will be when its queue is empty.
+func wants(e core.Endpoint) core.EndpointState {
+	return cmp.Or(e.PendingState, e.State)
+}
+
+// UpdateEndpoint changes an endpoint. A running compute takes a new size by a restart.
+func (s *Service) UpdateEndpoint(ctx context.Context, c core.Caller, projectID, id string, p EndpointPatch) (EndpointResult, error) {
+	var idle time.Duration
+	out, err := s.change(ctx, c, projectID, id, func(q store.Q, e core.Endpoint) (core.Endpoint, []core.Operation, error) {
+		before := e
+		if p.BranchID != nil && *p.BranchID != e.BranchID {
+			return e, nil, core.Invalidf("an endpoint cannot move to another branch; create one there")
+		}
+		if p.PoolerMode != nil && *p.PoolerMode != "transaction" {
+			return e, nil, core.Invalidf("endpoint.pooler_mode must be transaction")
+		}
+		if p.Name != nil {
+			if err := checkName("endpoint.name", *p.Name, 256); err != nil {
+				return e, nil, err
+			}
+			e.Name = *p.Name
+		}
+		var err error
+		if p.Provisioner != nil {
+			if e.Provisioner, err = checkProvisioner(*p.Provisioner); err != nil {
+				return e, nil, err
+			}
+		}
+		if e.MinCU, e.MaxCU, err = size(p.MinCU, p.MaxCU, core.EndpointDefaults{MinCU: e.MinCU, MaxCU: e.MaxCU}, e.Provisioner); err != nil {
+			return e, nil, err
+		}
+		if p.SuspendTimeout != nil {
+			if err := checkSuspend(*p.SuspendTimeout); err != nil {
+				return e, nil, err
+			}
+			e.SuspendTimeout = *p.SuspendTimeout
+		}
+		if p.PoolerEnabled != nil {
+			e.PoolerEnabled = *p.PoolerEnabled
+		}
+		if p.Disabled != nil {
+			e.Disabled = *p.Disabled
+		}
+		if err := checkPGSettings(p.PGSettings); err != nil {
+			return e, nil, err
+		}
+		saved, err := q.UpdateEndpoint(ctx, e)
+		if err != nil {
+			return e, nil, err
+		}
+		idle = idleTimeout(saved)
+		if wants(saved) != core.EndpointActive {
+			return saved, nil, nil
+		}
+		suspend := newOperation(c, projectID, e.BranchID, id, core.ActionSuspendCompute)
+		switch {
+		case saved.Disabled && !before.Disabled:
+			saved, err = q.SetEndpointPending(ctx, id, core.EndpointIdle)
+			return saved, []core.Operation{suspend}, err
+		case saved.MinCU != before.MinCU || saved.MaxCU != before.MaxCU:
+			saved, err = q.SetEndpointPending(ctx, id, core.EndpointActive)
+			return saved, []core.Operation{suspend, newOperation(c, projectID, e.BranchID, id, core.ActionStartCompute)}, err
+		}
+		return saved, nil, nil
+	})
+	if err == nil {
+		s.Computes.SetIdleTimeout(id, idle)
+	}
+	return out, err
+}
+
+// idleTimeout is an endpoint's timeout as the compute room takes it.
+func idleTimeout(e core.Endpoint) time.Duration {
+	if d, ok := e.IdleTimeout(); ok {
+		return d
+	}
+	return -1
+}
+
+// DeleteEndpoint stops and removes an endpoint; its branch stays.
+func (s *Service) DeleteEndpoint(ctx context.Context, c core.Caller, projectID, id string) (EndpointResult, error) {
+	return s.change(ctx, c, projectID, id, func(q store.Q, e core.Endpoint) (core.Endpoint, []core.Operation, error) {
+		if e.State != core.EndpointActive && e.PendingState == "" {
+			return e, nil, q.DeleteEndpoint(ctx, id)
+		}
+		e, err := q.MarkEndpointDeleting(ctx, id)
+		return e, []core.Operation{newOperation(c, projectID, e.BranchID, id, core.ActionSuspendCompute)}, err
+	})
+}
+
+// StartEndpoint wakes an endpoint's compute.
+func (s *Service) StartEndpoint(ctx context.Context, c core.Caller, projectID, id string) (EndpointResult, error) {
+	return s.change(ctx, c, projectID, id, func(q store.Q, e core.Endpoint) (core.Endpoint, []core.Operation, error) {
+		if e.Disabled {
+			return e, nil, disabled(id)
+		}
+		if wants(e) == core.EndpointActive {
+			return e, nil, nil
+		}
+		e, err := q.SetEndpointPending(ctx, id, core.EndpointActive)
+		return e, []core.Operation{newOperation(c, projectID, e.BranchID, id, core.ActionStartCompute)}, err
+	})
+}
+
+func disabled(id string) error {
+	return core.Errorf(core.KindUnprocessable, "ENDPOINT_DISABLED", "endpoint %s is disabled; enable it first", id)
+}
+
+// SuspendEndpoint stops an endpoint's compute.
+func (s *Service) SuspendEndpoint(ctx context.Context, c core.Caller, projectID, id string) (EndpointResult, error) {
+	return s.change(ctx, c, projectID, id, func(q store.Q, e core.Endpoint) (core.Endpoint, []core.Operation, error) {
+		if wants(e) == core.EndpointIdle {
+			return e, nil, nil
+		}
+		e, err := q.SetEndpointPending(ctx, id, core.EndpointIdle)
+		return e, []core.Operation{newOperation(c, projectID, e.BranchID, id, core.ActionSuspendCompute)}, err
+	})
+}
+
+// RestartEndpoint stops and starts an endpoint's compute.
+func (s *Service) RestartEndpoint(ctx context.Context, c core.Caller, projectID, id string) (EndpointResult, error) {
+	return s.change(ctx, c, projectID, id, func(q store.Q, e core.Endpoint) (core.Endpoint, []core.Operation, error) {
+		if e.Disabled {
+			return e, nil, disabled(id)
+		}
+		e, err := q.SetEndpointPending(ctx, id, core.EndpointActive)
+		return e, []core.Operation{
+			newOperation(c, projectID, e.BranchID, id, core.ActionSuspendCompute),
+			newOperation(c, projectID, e.BranchID, id, core.ActionStartCompute),
+		}, err
+	})
+}

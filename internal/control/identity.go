@@ -1,0 +1,263 @@
+package control
+
+import (
+	"context"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/boughdb/bough/internal/auth"
+	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/store"
+)
+
+// touchEvery bounds how often a key's last use is written.
+const touchEvery = 10 * time.Second
+
+// Authenticate finds the caller behind a key's secret; KindUnauthorized when there is none. addr is the client's address.
+func (s *Service) Authenticate(ctx context.Context, secret, addr string) (core.Caller, error) {
+	refused := core.Errorf(core.KindUnauthorized, "", "the API key is missing, wrong or revoked; send it as 'Authorization: Bearer <key>'")
+	if secret == "" || len(secret) > 256 {
+		return core.Caller{}, refused
+	}
+	k, err := s.Store.KeyByHash(ctx, auth.HashKey(secret))
+	if core.IsKind(err, core.KindNotFound) {
+		return core.Caller{}, refused
+	}
+	if err != nil {
+		return core.Caller{}, err
+	}
+	c := core.Caller{KeyID: k.ID, OrgID: k.OrgID, ProjectID: k.ProjectID}
+	if k.OrgID != "" {
+		c.OrgIDs = []string{k.OrgID}
+	} else {
+		c.UserID, c.UserName = k.UserID, k.UserName
+		orgs, err := s.Store.UserOrganizations(ctx, k.UserID)
+		if err != nil {
+			return core.Caller{}, err
+		}
+		for _, o := range orgs {
+			c.OrgIDs = append(c.OrgIDs, o.ID)
+		}
+	}
+	if k.LastUsedAt == nil || time.Since(*k.LastUsedAt) > touchEvery {
+		if err := s.Store.TouchKey(ctx, k.ID, hostOnly(addr)); err != nil {
+			return core.Caller{}, err
+		}
+	}
+	return c, nil
+}
+
+// personal refuses what only a user's own key may do.
+func personal(c core.Caller) error {
+	if c.UserID == "" {
+		return core.NotFoundf("not available to organization API keys; use a personal API key")
+	}
+	return nil
+}
+
+// ListKeys returns the caller's personal keys.
+func (s *Service) ListKeys(ctx context.Context, c core.Caller) ([]core.APIKey, error) {
+	if err := personal(c); err != nil {
+		return nil, err
+	}
+	keys, err := s.Store.PersonalKeys(ctx, c.UserID)
+	for i := range keys {
+		keys[i].UserName = c.UserName
+	}
+	return keys, err
+}
+
+// CreateKey makes a personal key for the caller.
+func (s *Service) CreateKey(ctx context.Context, c core.Caller, name string) (KeyCreated, error) {
+	if err := personal(c); err != nil {
+		return KeyCreated{}, err
+	}
+	return insertKey(ctx, s.Store.Q, core.APIKey{Name: name, UserID: c.UserID, UserName: c.UserName})
+}
+
+func insertKey(ctx context.Context, q store.Q, k core.APIKey) (KeyCreated, error) {
+	if err := checkName("key_name", k.Name, 64); err != nil {
+		return KeyCreated{}, err
+	}
+	secret := core.NewKeySecret()
+	k.Hash = auth.HashKey(secret)
+	saved, err := q.InsertKey(ctx, k)
+	saved.UserName = k.UserName
+	return KeyCreated{Key: saved, Secret: secret}, err
+}
+
+// RevokeKey revokes a personal key of the caller.
+func (s *Service) RevokeKey(ctx context.Context, c core.Caller, id int64) (core.APIKey, error) {
+	if err := personal(c); err != nil {
+		return core.APIKey{}, err
+	}
+	k, err := s.Store.RevokePersonalKey(ctx, id, c.UserID)
+	if core.IsKind(err, core.KindNotFound) {
+		return k, core.NotFoundf("API key %d not found among your keys", id)
+	}
+	k.UserName = c.UserName
+	return k, err
+}
+
+// Me returns the caller's user; an organization's key gets KindNotFound.
+func (s *Service) Me(ctx context.Context, c core.Caller) (core.User, error) {
+	if err := personal(c); err != nil {
+		return core.User{}, err
+	}
+	return s.Store.User(ctx, c.UserID)
+}
+
+// MyOrganizations returns the organizations that the caller's user is a member of.
+func (s *Service) MyOrganizations(ctx context.Context, c core.Caller) ([]core.Organization, error) {
+	if err := personal(c); err != nil {
+		return nil, err
+	}
+	return s.Store.UserOrganizations(ctx, c.UserID)
+}
+
+// GetOrganization returns one organization.
+func (s *Service) GetOrganization(ctx context.Context, c core.Caller, id string) (core.Organization, error) {
+	for _, own := range c.OrgIDs {
+		if own == id {
+			return s.Store.Organization(ctx, id)
+		}
+	}
+	return core.Organization{}, core.NotFoundf("organization %q not found", clip(id))
+}
+
+// Regions returns the regions; the first is the default.
+func (s *Service) Regions() []Region {
+	return []Region{{ID: s.Addressing.Region, Name: s.Addressing.Region, Default: true}}
+}
+
+// Admin is what `bough admin` does on the server's own machine, without a key.
+type Admin struct{ Store *store.Store }
+
+// First makes the first user, organization and key, unless a user exists. With a user it makes another key for the oldest.
+func (a Admin) First(ctx context.Context) (core.User, core.Organization, KeyCreated, error) {
+	var (
+		user core.User
+		org  core.Organization
+		key  KeyCreated
+	)
+	err := a.Store.Tx(ctx, func(q store.Q) error {
+		users, err := q.Users(ctx)
+		if err != nil {
+			return err
+		}
+		if len(users) == 0 {
+			user, org, err = addUser(ctx, q, "admin@localhost", "Admin")
+		} else {
+			user = users[0]
+			var orgs []core.Organization
+			if orgs, err = q.UserOrganizations(ctx, user.ID); err == nil && len(orgs) > 0 {
+				org = orgs[0]
+			}
+		}
+		if err != nil {
+			return err
+		}
+		key, err = insertKey(ctx, q, core.APIKey{Name: "bough admin", UserID: user.ID, UserName: user.Name})
+		return err
+	})
+	return user, org, key, err
+}
+
+// AddUser makes a user with an organization of their own.
+func (a Admin) AddUser(ctx context.Context, email, name string) (user core.User, org core.Organization, err error) {
+	err = a.Store.Tx(ctx, func(q store.Q) error {
+		user, org, err = addUser(ctx, q, email, name)
+		return err
+	})
+	return user, org, err
+}
+
+func addUser(ctx context.Context, q store.Q, email, name string) (core.User, core.Organization, error) {
+	if err := checkName("name", name, 128); err != nil {
+		return core.User{}, core.Organization{}, err
+	}
+	if at := strings.IndexByte(email, '@'); at < 1 || at == len(email)-1 || len(email) > 254 || strings.ContainsAny(email, " \t\r\n") {
+		return core.User{}, core.Organization{}, core.Invalidf("%q is not an e-mail address", clip(email))
+	}
+	user, err := q.InsertUser(ctx, core.NewUUID(), strings.ToLower(email), name)
+	if err != nil {
+		return user, core.Organization{}, err
+	}
+	org, err := addOrg(ctx, q, name+"'s organization", user.ID)
+	return user, org, err
+}
+
+func addOrg(ctx context.Context, q store.Q, name, adminID string) (core.Organization, error) {
+	if err := checkName("name", name, 128); err != nil {
+		return core.Organization{}, err
+	}
+	id := core.NewOrgID()
+	org, err := q.InsertOrganization(ctx, id, strings.TrimPrefix(id, "org-"), name)
+	if err != nil {
+		return org, err
+	}
+	return org, q.SetMembership(ctx, org.ID, adminID, "admin")
+}
+
+// AddOrg makes an organization whose admin is the user with that e-mail address.
+func (a Admin) AddOrg(ctx context.Context, name, email string) (org core.Organization, err error) {
+	err = a.Store.Tx(ctx, func(q store.Q) error {
+		user, err := q.UserByEmail(ctx, strings.ToLower(email))
+		if err != nil {
+			return err
+		}
+		org, err = addOrg(ctx, q, name, user.ID)
+		return err
+	})
+	return org, err
+}
+
+// AddKey makes a key: personal for the user with that e-mail address, or, with orgID, of that organization, which
+// projectID may narrow to one of its projects.
+func (a Admin) AddKey(ctx context.Context, name, email, orgID, projectID string) (key KeyCreated, err error) {
+	err = a.Store.Tx(ctx, func(q store.Q) error {
+		k := core.APIKey{Name: name, OrgID: orgID, ProjectID: projectID}
+		if orgID != "" {
+			if _, err := q.Organization(ctx, orgID); err != nil {
+				return err
+			}
+			if projectID != "" {
+				p, err := q.Project(ctx, projectID)
+				if err != nil {
+					return err
+				}
+				if p.OrgID != orgID {
+					return core.Invalidf("project %s does not belong to organization %s", projectID, orgID)
+				}
+			}
+		} else {
+			if projectID != "" {
+				return core.Invalidf("a key for one project is an organization's: name the organization")
+			}
+			user, err := q.UserByEmail(ctx, strings.ToLower(email))
+			if err != nil {
+				return err
+			}
+			k.UserID, k.UserName = user.ID, user.Name
+		}
+		key, err = insertKey(ctx, q, k)
+		return err
+	})
+	return key, err
+}
+
+// checkName refuses an empty or overlong name, in characters, and control characters.
+func checkName(field, name string, limit int) error {
+	switch {
+	case strings.TrimSpace(name) == "":
+		return core.Invalidf("%s must not be empty", field)
+	case !utf8.ValidString(name):
+		return core.Invalidf("%s must be valid UTF-8", field)
+	case utf8.RuneCountInString(name) > limit:
+		return core.Invalidf("%s is longer than %d characters", field, limit)
+	case strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f }):
+		return core.Invalidf("%s must not hold control characters", field)
+	}
+	return nil
+}

@@ -1,0 +1,352 @@
+package control
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/postgres"
+	"github.com/boughdb/bough/internal/store"
+)
+
+// preferredMajor is the default when it is installed.
+const preferredMajor = 17
+
+// setup is what the first start of a project's root branch makes of the template's role and database.
+type setup struct {
+	Role     string `json:"role"`
+	Database string `json:"database"`
+}
+
+// build finds the installed PostgreSQL of a major version; 0 means the default.
+func (s *Service) build(major int) (postgres.Build, error) {
+	var have []string
+	for _, b := range s.Builds {
+		if b.Major == major || (major == 0 && b.Major == preferredMajor) {
+			return b, nil
+		}
+		have = append(have, fmt.Sprint(b.Major))
+	}
+	if len(have) == 0 {
+		return postgres.Build{}, core.Errorf(core.KindUnavailable, "", "no PostgreSQL is installed on the server")
+	}
+	if major == 0 {
+		return s.Builds[len(s.Builds)-1], nil
+	}
+	return postgres.Build{}, core.Invalidf("PostgreSQL %d is not installed on this server; installed: %s", major, strings.Join(have, ", "))
+}
+
+// orgFor chooses the organization of a new project.
+func orgFor(c core.Caller, asked string) (string, error) {
+	switch {
+	case c.ProjectID != "":
+		return "", core.Errorf(core.KindForbidden, "", "a project-scoped API key cannot create projects")
+	case asked == "" && c.OrgID != "":
+		return "", core.Invalidf("org_id is required with an organization API key; it is %s", c.OrgID)
+	case asked == "" && len(c.OrgIDs) > 0:
+		return c.OrgIDs[0], nil
+	case asked != "" && slices.Contains(c.OrgIDs, asked):
+		return asked, nil
+	}
+	return "", core.NotFoundf("organization %q not found", clip(asked))
+}
+
+// CreateProject makes a project with its default branch, role, database and endpoint.
+func (s *Service) CreateProject(ctx context.Context, c core.Caller, p CreateProject) (ProjectCreated, error) {
+	var none ProjectCreated
+	orgID, err := orgFor(c, p.OrgID)
+	if err != nil {
+		return none, err
+	}
+	build, err := s.build(p.PGVersion)
+	if err != nil {
+		return none, err
+	}
+	project := core.Project{
+		ID: core.NewProjectID(), OrgID: orgID, CreatedBy: c.UserID, PGVersion: build.Major,
+		Defaults:       core.EndpointDefaults{MinCU: defaultCU, MaxCU: defaultCU},
+		StorePasswords: p.StorePasswords == nil || *p.StorePasswords, HistoryRetention: defaultRetention,
+	}
+	project.Name = cmp.Or(p.Name, project.ID)
+	project.RegionID = cmp.Or(p.RegionID, s.Addressing.Region)
+	if project.Provisioner, err = checkProvisioner(p.Provisioner); err != nil {
+		return none, err
+	}
+	if project.Defaults, err = p.Defaults.apply(project.Defaults, project.Provisioner); err != nil {
+		return none, err
+	}
+	if p.HistoryRetention != nil {
+		project.HistoryRetention = *p.HistoryRetention
+	}
+	if project.Settings, err = mergeSettings(json.RawMessage(defaultSettings), p.Settings); err != nil {
+		return none, err
+	}
+	branchName := cmp.Or(p.BranchName, "main")
+	database := cmp.Or(p.DatabaseName, postgres.DefaultDatabase)
+	roleName := p.RoleName
+	if roleName == "" {
+		roleName = database + "_owner"
+		if len(roleName) > 63 {
+			return none, core.Invalidf("database_name is too long for the default role %q: give role_name as well", "<database_name>_owner")
+		}
+	}
+	for _, err := range []error{
+		checkName("name", project.Name, 256), checkRegion(project.RegionID), checkRetention(project.HistoryRetention),
+		checkName("branch.name", branchName, 256), checkDatabaseName(database), checkRoleName(roleName), s.admit(ctx),
+	} {
+		if err != nil {
+			return none, err
+		}
+	}
+	role, err := s.newPassword(project, core.Role{Name: roleName})
+	if err != nil {
+		return none, err
+	}
+	first, err := json.Marshal(setup{Role: roleName, Database: database})
+	if err != nil {
+		return none, core.Wrap(err, "control.create_project", "")
+	}
+	branchID := core.NewBranchID()
+	branch := core.Branch{
+		ID: branchID, ProjectID: project.ID, Name: branchName, State: core.BranchInit, PendingState: core.BranchReady, Default: true,
+		InitSource: "parent-data", CreatedBy: c.UserID, CreatedByName: c.UserName, VolumeID: branchID, Setup: first,
+	}
+	endpoint := core.Endpoint{
+		ID: core.NewEndpointID(), ProjectID: project.ID, BranchID: branchID, RegionID: project.RegionID, Type: core.EndpointReadWrite,
+		MinCU: project.Defaults.MinCU, MaxCU: project.Defaults.MaxCU, Provisioner: project.Provisioner,
+		SuspendTimeout: project.Defaults.SuspendTimeout, State: core.EndpointInit, PendingState: core.EndpointActive,
+	}
+	var out ProjectCreated
+	err = s.Store.Tx(ctx, func(q store.Q) error {
+		out = ProjectCreated{}
+		saved, err := q.InsertProject(ctx, project)
+		if err != nil {
+			return err
+		}
+		out.Project = s.projectView(saved)
+		if out.Branch, err = q.InsertBranch(ctx, branch); err != nil {
+			return err
+		}
+		e, err := q.InsertEndpoint(ctx, endpoint)
+		if err != nil {
+			return err
+		}
+		out.Endpoints = []EndpointView{s.endpointView(e)}
+		password := role.Password
+		role.BranchID = branchID
+		savedRole, err := q.InsertRole(ctx, role)
+		if err != nil {
+			return err
+		}
+		savedRole.Password = password
+		out.Roles = []core.Role{savedRole}
+		d, err := q.InsertDatabase(ctx, branchID, database, roleName)
+		if err != nil {
+			return err
+		}
+		out.Databases = []core.Database{d}
+		out.URIs = []ConnectionURI{s.connection(e.ID, roleName, password, database)}
+		out.Operations, err = s.Queue.Enqueue(ctx, q,
+			newOperation(c, project.ID, branchID, "", core.ActionCreateTimeline),
+			newOperation(c, project.ID, branchID, e.ID, core.ActionStartCompute))
+		return err
+	})
+	if err != nil {
+		return none, err
+	}
+	s.Queue.Kick(branchID)
+	return out, nil
+}
+
+// connection is how the owner of a database reaches it.
+func (s *Service) connection(endpointID, role, password, database string) ConnectionURI {
+	a := s.Addressing
+	return ConnectionURI{
+		URI:      a.uri(endpointID, role, password, database, false, nil),
+		Database: database, Password: password, Role: role, Host: a.host(endpointID, false), PoolerHost: a.host(endpointID, true),
+	}
+}
+
+// ListProjects returns a page of the projects that the caller can see.
+func (s *Service) ListProjects(ctx context.Context, c core.Caller, p ListProjects) (ProjectPage, error) {
+	f := store.ProjectFilter{OrgIDs: c.OrgIDs, ProjectID: c.ProjectID, Search: p.Search, After: p.Cursor, Limit: p.Limit}
+	switch {
+	case f.Limit == 0:
+		f.Limit = 10
+	case f.Limit < 1 || f.Limit > 400:
+		return ProjectPage{}, core.Invalidf("limit must be between 1 and 400")
+	}
+	if p.OrgID != "" {
+		if !slices.Contains(c.OrgIDs, p.OrgID) {
+			return ProjectPage{}, core.NotFoundf("organization %q not found", clip(p.OrgID))
+		}
+		f.OrgIDs = []string{p.OrgID}
+	} else if c.OrgID != "" && c.ProjectID == "" {
+		return ProjectPage{}, core.Invalidf("org_id is required with an organization API key; it is %s", c.OrgID)
+	}
+	list, err := s.Store.ListProjects(ctx, f)
+	if err != nil {
+		return ProjectPage{}, err
+	}
+	page := ProjectPage{Projects: make([]ProjectView, len(list)), Cursor: p.Cursor}
+	for i, project := range list {
+		page.Projects[i] = s.projectView(project)
+		page.Cursor = project.ID
+	}
+	return page, nil
+}
+
+// GetProject returns one project.
+func (s *Service) GetProject(ctx context.Context, c core.Caller, id string) (ProjectView, error) {
+	p, err := s.project(ctx, c, id)
+	if err != nil {
+		return ProjectView{}, err
+	}
+	v := s.projectView(p)
+	org, err := s.Store.Organization(ctx, p.OrgID)
+	if err != nil {
+		return v, err
+	}
+	v.OwnerName = org.Name
+	if p.CreatedBy != "" {
+		if u, err := s.Store.User(ctx, p.CreatedBy); err == nil {
+			v.OwnerEmail = u.Email
+		}
+	}
+	return v, nil
+}
+
+// UpdateProject changes a project.
+func (s *Service) UpdateProject(ctx context.Context, c core.Caller, id string, p ProjectPatch) (ProjectResult, error) {
+	if _, err := s.project(ctx, c, id); err != nil {
+		return ProjectResult{}, err
+	}
+	var saved core.Project
+	err := s.Store.Tx(ctx, func(q store.Q) error {
+		project, err := q.LockProject(ctx, id)
+		if err != nil {
+			return err
+		}
+		if p.Name != nil {
+			if err := checkName("name", *p.Name, 256); err != nil {
+				return err
+			}
+			project.Name = *p.Name
+		}
+		if p.HistoryRetention != nil {
+			if err := checkRetention(*p.HistoryRetention); err != nil {
+				return err
+			}
+			project.HistoryRetention = *p.HistoryRetention
+		}
+		if p.Defaults != nil {
+			if project.Defaults, err = p.Defaults.apply(project.Defaults, project.Provisioner); err != nil {
+				return err
+			}
+		}
+		if p.Settings != nil {
+			if project.Settings, err = mergeSettings(project.Settings, p.Settings); err != nil {
+				return err
+			}
+		}
+		saved, err = q.UpdateProject(ctx, project)
+		return err
+	})
+	return ProjectResult{Project: s.projectView(saved), Operations: []core.Operation{}}, err
+}
+
+// DeleteProject deletes a project with everything in it.
+func (s *Service) DeleteProject(ctx context.Context, c core.Caller, id string) (ProjectView, error) {
+	if _, err := s.project(ctx, c, id); err != nil {
+		return ProjectView{}, err
+	}
+	if c.ProjectID != "" {
+		return ProjectView{}, core.Errorf(core.KindForbidden, "", "a project-scoped API key cannot delete its project")
+	}
+	var (
+		project  core.Project
+		branches []core.Branch
+	)
+	err := s.Store.Tx(ctx, func(q store.Q) error {
+		var err error
+		if project, err = q.LockProject(ctx, id); err != nil {
+			return err
+		}
+		if branches, err = q.ProjectBranches(ctx, id); err != nil {
+			return err
+		}
+		for _, b := range branches {
+			if b.Protected {
+				return core.Errorf(core.KindUnprocessable, "PROJECT_PROTECTED", "project %s has the protected branch %q; remove the protection first", id, b.Name)
+			}
+		}
+		for _, b := range branches {
+			if b.Deleting {
+				continue
+			}
+			if _, _, err := s.markBranchDeleting(ctx, q, c, b.ProjectID, b.ID); err != nil {
+				return err
+			}
+		}
+		return q.MarkProjectDeleting(ctx, id)
+	})
+	if err != nil {
+		return ProjectView{}, err
+	}
+	for _, b := range branches {
+		s.Queue.Kick(b.ID)
+	}
+	return s.projectView(project), nil
+}
+
+// ConnectionURI builds a connection string with the role's password.
+func (s *Service) ConnectionURI(ctx context.Context, c core.Caller, projectID string, p URIParams) (string, error) {
+	project, err := s.project(ctx, c, projectID)
+	if err != nil {
+		return "", err
+	}
+	var branch core.Branch
+	if p.BranchID == "" {
+		branch, err = s.Store.DefaultBranch(ctx, projectID)
+	} else {
+		_, branch, err = s.branch(ctx, c, projectID, p.BranchID)
+	}
+	if err != nil {
+		return "", err
+	}
+	endpoints, err := s.Store.Endpoints(ctx, projectID, branch.ID)
+	if err != nil {
+		return "", err
+	}
+	i := slices.IndexFunc(endpoints, func(e core.Endpoint) bool {
+		return e.ID == p.EndpointID || (p.EndpointID == "" && e.Type == core.EndpointReadWrite)
+	})
+	if i < 0 {
+		if p.EndpointID != "" {
+			return "", core.NotFoundf("endpoint %q not found on branch %s", clip(p.EndpointID), branch.ID)
+		}
+		return "", core.NotFoundf("branch %s has no read_write endpoint; create one first", branch.ID)
+	}
+	if err := s.refreshCatalog(ctx, branch); err != nil {
+		return "", err
+	}
+	if _, err := s.Store.Database(ctx, branch.ID, p.Database); err != nil {
+		return "", err
+	}
+	role, err := s.Store.Role(ctx, branch.ID, p.Role)
+	if err != nil {
+		return "", err
+	}
+	password := ""
+	if project.StorePasswords {
+		if password, err = s.openPassword(role); err != nil {
+			return "", err
+		}
+	}
+	return s.Addressing.uri(endpoints[i].ID, role.Name, password, p.Database, p.Pooled, url.Values{"channel_binding": {"require"}}), nil
+}

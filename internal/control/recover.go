@@ -1,0 +1,186 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/boughdb/bough/internal/compute"
+	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/postgres"
+	"github.com/boughdb/bough/internal/store"
+)
+
+// Recover makes what is and what should be one after any end of an earlier server: it takes over the computes that still
+// run, ends the processes and removes the files that no branch owns, and marks as asleep what is gone. It comes before the
+// queue starts, which then goes on with what was not finished.
+func (s *Service) Recover(ctx context.Context, driver compute.Driver) error {
+	if err := s.adoptComputes(ctx); err != nil {
+		return err
+	}
+	if err := s.endStrays(ctx, driver); err != nil {
+		return err
+	}
+	return s.sweepFiles(ctx)
+}
+
+func (s *Service) adoptComputes(ctx context.Context) error {
+	handles, err := s.Store.Handles(ctx)
+	if err != nil {
+		return err
+	}
+	for _, h := range handles {
+		if err := s.adopt(ctx, h); err != nil {
+			s.log.Warn("a compute was not taken over; it is ended", "compute_id", h.ComputeID, "error", err)
+			if err := s.Store.DeleteHandle(ctx, h.ComputeID); err != nil {
+				return err
+			}
+		}
+	}
+	live, err := s.Store.LiveEndpoints(ctx)
+	if err != nil {
+		return err
+	}
+	for _, e := range live {
+		_, up := s.Computes.Lookup(e.ID)
+		pending, err := s.Store.PendingOperations(ctx, e.BranchID)
+		if err != nil {
+			return err
+		}
+		queued := slices.ContainsFunc(pending, func(op core.Operation) bool { return op.EndpointID == e.ID })
+		if queued || (up && e.State == core.EndpointActive && e.PendingState == "") {
+			continue
+		}
+		if up {
+			err = s.Store.EndpointActive(ctx, e.ID, time.Now())
+		} else {
+			s.log.Info("a compute ended while the server was away", "endpoint_id", e.ID)
+			err = s.Store.EndpointIdle(ctx, e.ID)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// adopt takes over one compute; a handle whose process is gone is forgotten.
+func (s *Service) adopt(ctx context.Context, h store.Handle) error {
+	var handle compute.Handle
+	if err := json.Unmarshal(h.Handle, &handle); err != nil {
+		return core.Wrap(err, "control.adopt", "the handle was written by another version")
+	}
+	b, err := s.Store.BranchByID(ctx, h.BranchID)
+	if err != nil {
+		return err
+	}
+	e, err := s.Store.AnyEndpoint(ctx, h.ComputeID)
+	if core.IsKind(err, core.KindNotFound) {
+		e, err = core.Endpoint{}, nil // work on a branch
+	}
+	if err != nil {
+		return err
+	}
+	spec, err := s.spec(ctx, b, h.ComputeID, e)
+	if err != nil {
+		return err
+	}
+	alive, err := s.Computes.Attach(ctx, spec, handle)
+	if err != nil || alive {
+		return err
+	}
+	return s.Store.DeleteHandle(ctx, h.ComputeID)
+}
+
+// endStrays ends servers that run on our volumes and were not taken over: the server died before it knew them.
+func (s *Service) endStrays(ctx context.Context, driver compute.Driver) error {
+	known := map[int]bool{}
+	for _, id := range s.Computes.Running() {
+		if r, ok := s.Computes.Lookup(id); ok {
+			known[r.PID] = true
+		}
+	}
+	found, err := driver.Scan(ctx, s.Volumes.Path(""))
+	if err != nil {
+		return err
+	}
+	for _, f := range found {
+		if known[f.PID] {
+			continue
+		}
+		s.log.Warn("ending a compute that nobody owns", "pid", f.PID, "data_dir", f.DataDir)
+		if err := driver.Clear(ctx, f.DataDir, ""); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sweepFiles removes volumes and WAL directories without a branch. The control database and the data directory are known
+// to belong together: the service checks that before.
+func (s *Service) sweepFiles(ctx context.Context) error {
+	branches, err := s.Store.Volumes(ctx)
+	if err != nil {
+		return err
+	}
+	owned := map[string]bool{}
+	for branch, volume := range branches {
+		owned[branch], owned[volume] = true, true
+	}
+	for major := postgres.MinMajor; major <= postgres.MaxMajor; major++ {
+		owned[templateRef(major).Volume] = true
+	}
+	volumes, err := s.Volumes.List(ctx)
+	if err != nil {
+		return err
+	}
+	logs, err := s.WAL.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, id := range volumes {
+		if !owned[id] {
+			s.log.Warn("removing a volume that no branch owns", "volume", id)
+			if err := s.Volumes.Delete(ctx, id); err != nil {
+				return err
+			}
+		}
+	}
+	for _, id := range logs {
+		if !owned[id] || (strings.HasPrefix(id, "template-") && !slices.Contains(volumes, id)) {
+			s.log.Warn("removing the WAL of a branch that does not exist", "branch_id", id)
+			if err := s.WAL.Delete(ctx, id); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Start begins the background work: the watch over space, and the template of the default version.
+func (s *Service) Start(ctx context.Context) {
+	ctx, s.stop = context.WithCancel(context.WithoutCancel(ctx))
+	s.work.Go(func() { s.watchSpace(ctx) })
+	s.work.Go(func() {
+		b, err := s.build(0)
+		if err == nil {
+			err = s.ensureTemplate(ctx, b)
+		}
+		if err != nil && ctx.Err() == nil && !errors.Is(err, context.Canceled) {
+			s.log.Error("cannot make the template; the first project tries again", "error", err)
+		}
+	})
+}
+
+// Stop ends the background work and waits for it. Computes keep running.
+func (s *Service) Stop() {
+	s.stopOnce.Do(func() {
+		if s.stop != nil {
+			s.stop()
+		}
+		s.work.Wait()
+	})
+}

@@ -1,0 +1,562 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/boughdb/bough/internal/compute"
+	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/history"
+	"github.com/boughdb/bough/internal/ops"
+	"github.com/boughdb/bough/internal/postgres"
+	"github.com/boughdb/bough/internal/store"
+)
+
+// Run does the work of an operation; see ops.Runner. Work on one branch is serial, so a step finds its branch to itself,
+// except for forks of it, which take the same lock on its volume.
+func (s *Service) Run(ctx context.Context, op core.Operation) (ops.Commit, error) {
+	unlock, err := s.locks.lock(ctx, op.BranchID)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	branch, err := s.Store.BranchByID(ctx, op.BranchID)
+	if core.IsKind(err, core.KindNotFound) {
+		return nil, nil // deleted with all its work
+	}
+	if err != nil {
+		return nil, err
+	}
+	switch op.Action {
+	case core.ActionCreateTimeline:
+		return s.createTimeline(ctx, branch)
+	case core.ActionCreateBranch:
+		return s.createBranch(ctx, branch)
+	case core.ActionStartCompute:
+		return s.startCompute(ctx, branch, op)
+	case core.ActionSuspendCompute:
+		return s.suspendCompute(ctx, branch, op)
+	case core.ActionApplyConfig:
+		return s.applyConfig(ctx, branch, op)
+	case core.ActionDeleteTimeline:
+		return s.deleteTimeline(ctx, branch)
+	}
+	return nil, core.Errorf(core.KindNotImplemented, "", "the action %s is not known to this server", op.Action)
+}
+
+// Failed returns what to commit when an operation has failed for good; see ops.Runner.
+func (s *Service) Failed(op core.Operation, cause error) ops.Commit {
+	return func(ctx context.Context, q store.Q) error {
+		switch op.Action {
+		case core.ActionCreateTimeline, core.ActionCreateBranch:
+			reason := core.UserMessage(cause)
+			if err := q.BranchFailed(ctx, op.BranchID, reason); err != nil {
+				return err
+			}
+			pending, err := q.PendingOperations(ctx, op.BranchID)
+			if err != nil {
+				return err
+			}
+			for _, p := range pending {
+				if p.Action == core.ActionStartCompute {
+					if err := q.EndpointIdle(ctx, p.EndpointID); err != nil {
+						return err
+					}
+				}
+			}
+			return q.SkipPending(ctx, op.BranchID, "the branch was not created: "+reason)
+		case core.ActionStartCompute, core.ActionSuspendCompute:
+			if _, up := s.Computes.Lookup(op.EndpointID); up {
+				_, err := q.SetEndpointPending(ctx, op.EndpointID, "")
+				return err
+			}
+			return q.EndpointIdle(ctx, op.EndpointID)
+		}
+		return nil
+	}
+}
+
+// Ended is told of every end; see ops.Runner.
+func (s *Service) Ended(op core.Operation, status core.OperationStatus, took time.Duration) {
+	s.Recorder.OperationEnded(op.Action, status, took)
+	if op.Action == core.ActionApplyConfig && status == core.OpFailed {
+		// The rows are ahead of the catalog: the next look brings them back.
+		s.seen.Delete(op.BranchID)
+	}
+}
+
+func readControl(dataDir string) (history.ControlInfo, error) {
+	c, err := postgres.ReadControl(dataDir)
+	return history.ControlInfo{
+		Checkpoint: c.Checkpoint, Redo: c.Redo, Timeline: c.Timeline, RecoveryTimeline: c.MinRecoveryTimeline,
+		SegmentSize: c.WALSegmentSize, Clean: c.State == postgres.StateShutDown,
+	}, err
+}
+
+func ref(b core.Branch) history.Ref {
+	return history.Ref{Volume: b.VolumeID, Branch: b.ID, Incarnation: b.Incarnation}
+}
+
+// fork copies a parent's head into a child's volume and WAL directory.
+func (s *Service) fork(ctx context.Context, parent, child history.Ref, running history.Source) (history.ForkResult, error) {
+	return history.Fork(ctx, history.ForkRequest{
+		Parent: parent, Child: child, Running: running, Volumes: s.Volumes, Dirs: s.WAL,
+		ReadControl: readControl, CleanChild: postgres.CleanChild, Log: s.log,
+	})
+}
+
+// templateRef names the volume that projects of a major version are copied from.
+func templateRef(major int) history.Ref {
+	name := fmt.Sprintf("template-%d", major)
+	return history.Ref{Volume: name, Branch: name, Incarnation: 1}
+}
+
+// createTimeline makes a project's root branch from the template.
+func (s *Service) createTimeline(ctx context.Context, b core.Branch) (ops.Commit, error) {
+	if b.State == core.BranchReady {
+		return nil, nil
+	}
+	project, err := s.Store.Project(ctx, b.ProjectID)
+	if err != nil {
+		return nil, gone(err)
+	}
+	build, err := s.build(project.PGVersion)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.ensureTemplate(ctx, build); err != nil {
+		return nil, err
+	}
+	if _, err := s.fork(ctx, templateRef(build.Major), ref(b), nil); err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, q store.Q) error { return q.BranchReady(ctx, b.ID, 0, nil, true) }, nil
+}
+
+// gone turns a missing row into an error that is not tried again with a message for the operation.
+func gone(err error) error {
+	if core.IsKind(err, core.KindNotFound) {
+		return core.Errorf(core.KindGone, "", "deleted meanwhile: %s", core.UserMessage(err))
+	}
+	return err
+}
+
+// createBranch forks a branch from its parent's head.
+func (s *Service) createBranch(ctx context.Context, b core.Branch) (ops.Commit, error) {
+	if b.State == core.BranchReady {
+		return nil, nil
+	}
+	if b.ParentID == "" {
+		return nil, core.Errorf(core.KindGone, "", "the parent branch was deleted meanwhile")
+	}
+	// The parent neither starts, stops nor goes away while it is copied.
+	unlock, err := s.locks.lock(ctx, b.ParentID)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	parent, err := s.Store.BranchByID(ctx, b.ParentID)
+	if err != nil {
+		return nil, gone(err)
+	}
+	var src history.Source
+	id, up, err := s.running(ctx, parent.ID)
+	if err != nil {
+		return nil, err
+	}
+	if up {
+		primary, err := s.source(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		defer primary.Close(ctx)
+		src = primary
+	}
+	res, err := s.fork(ctx, ref(parent), ref(b), src)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, q store.Q) error { return q.BranchReady(ctx, b.ID, res.LSN, &res.Time, true) }, nil
+}
+
+// source opens a running compute as the origin of a copy.
+func (s *Service) source(ctx context.Context, computeID string) (*postgres.Source, error) {
+	conn, err := s.Computes.Conn(ctx, computeID, postgres.AdminDatabase)
+	if err != nil {
+		return nil, err
+	}
+	var version int
+	if err := conn.QueryRow(ctx, "SELECT current_setting('server_version_num')::int").Scan(&version); err != nil {
+		_ = conn.Close(context.WithoutCancel(ctx))
+		return nil, core.Wrap(err, "control.source", "")
+	}
+	return postgres.NewSource(conn, version/10000), nil
+}
+
+// running finds the compute that runs on a branch's own volume.
+func (s *Service) running(ctx context.Context, branchID string) (computeID string, ok bool, err error) {
+	if _, up := s.Computes.Lookup(branchID); up {
+		return branchID, true, nil
+	}
+	endpoints, err := s.Store.BranchEndpoints(ctx, branchID)
+	if err != nil {
+		return "", false, err
+	}
+	for _, e := range endpoints {
+		if _, up := s.Computes.Lookup(e.ID); up && e.Type == core.EndpointReadWrite {
+			return e.ID, true, nil
+		}
+	}
+	return "", false, nil
+}
+
+// spec is what a compute of a branch should be; e may be empty, when the branch has no endpoint.
+func (s *Service) spec(ctx context.Context, b core.Branch, computeID string, e core.Endpoint) (compute.Spec, error) {
+	major := 0
+	// A project that is being deleted has no row to be seen, and its computes are never started.
+	if project, err := s.Store.Project(ctx, b.ProjectID); err == nil {
+		major = project.PGVersion
+	} else {
+		return compute.Spec{}, gone(err)
+	}
+	build, err := s.build(major)
+	if err != nil {
+		return compute.Spec{}, &core.Error{Kind: core.KindUnprocessable, Message: core.UserMessage(err), Err: err}
+	}
+	spec := compute.Spec{
+		EndpointID: computeID, Build: build, DataDir: s.Volumes.Path(b.VolumeID), WALDir: s.WAL.Path(b.ID, b.Incarnation),
+		Size: postgres.SizeSpec{MinCU: defaultCU, MaxCU: defaultCU}, Promote: b.Promote, IdleTimeout: -1,
+	}
+	if e.ID != "" {
+		spec.Size = postgres.SizeSpec{MinCU: e.MinCU, MaxCU: e.MaxCU}
+		spec.PGSettings = e.PGSettings
+		spec.IdleTimeout = idleTimeout(e)
+	}
+	return spec, nil
+}
+
+func (s *Service) persist(branchID, computeID string) func(context.Context, compute.Handle) error {
+	return func(ctx context.Context, h compute.Handle) error {
+		raw, err := json.Marshal(h)
+		if err != nil {
+			return core.Wrap(err, "control.persist", "")
+		}
+		return s.Store.Tx(ctx, func(q store.Q) error {
+			// A handle is of use only as long as this machine stays up.
+			if err := q.CommitLater(ctx); err != nil {
+				return err
+			}
+			return q.SaveHandle(ctx, computeID, branchID, raw)
+		})
+	}
+}
+
+// up starts a compute and, on a branch's first start, applies what waits for it. The commit records that.
+func (s *Service) up(ctx context.Context, b core.Branch, spec compute.Spec) (compute.Ready, ops.Commit, error) {
+	ready, err := s.Computes.Start(ctx, spec, s.persist(b.ID, spec.EndpointID))
+	if err != nil {
+		return ready, nil, err
+	}
+	if !b.Promote && len(b.Setup) == 0 {
+		return ready, nil, nil
+	}
+	conn, err := s.Computes.Conn(ctx, spec.EndpointID, postgres.AdminDatabase)
+	if err != nil {
+		return ready, nil, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if len(b.Setup) > 0 {
+		if err := s.applySetup(ctx, conn, b); err != nil {
+			return ready, nil, err
+		}
+	}
+	catalog, err := postgres.ReadCatalog(ctx, conn)
+	if err != nil {
+		return ready, nil, err
+	}
+	size, err := postgres.LogicalSize(ctx, conn)
+	if err != nil {
+		return ready, nil, err
+	}
+	return ready, func(ctx context.Context, q store.Q) error {
+		if _, err := q.LockBranchByID(ctx, b.ID); err != nil {
+			return err
+		}
+		if _, err := storeCatalog(ctx, q, b.ID, catalog, ""); err != nil {
+			return err
+		}
+		return errors.Join(q.BranchStarted(ctx, b.ID), q.SetBranchSize(ctx, b.ID, size))
+	}, nil
+}
+
+// applySetup turns the template's role and database into the project's.
+func (s *Service) applySetup(ctx context.Context, conn *pgx.Conn, b core.Branch) error {
+	var want setup
+	if err := json.Unmarshal(b.Setup, &want); err != nil {
+		return core.Wrap(err, "control.setup", "")
+	}
+	role, err := s.Store.Role(ctx, b.ID, want.Role)
+	if err != nil {
+		return err
+	}
+	if want.Role != postgres.DefaultOwner {
+		if err := postgres.RenameRole(ctx, conn, postgres.DefaultOwner, want.Role); err != nil {
+			return err
+		}
+	}
+	if want.Database != postgres.DefaultDatabase {
+		if err := postgres.RenameDatabase(ctx, conn, postgres.DefaultDatabase, want.Database); err != nil {
+			return err
+		}
+	}
+	return postgres.SetRoleVerifier(ctx, conn, want.Role, role.Verifier)
+}
+
+func (s *Service) startCompute(ctx context.Context, b core.Branch, op core.Operation) (ops.Commit, error) {
+	e, err := s.Store.AnyEndpoint(ctx, op.EndpointID)
+	if core.IsKind(err, core.KindNotFound) || (err == nil && (e.Deleting || b.Deleting)) {
+		return nil, nil // deleted meanwhile: nothing to start
+	}
+	if err != nil {
+		return nil, err
+	}
+	idle := func(ctx context.Context, q store.Q) error { return q.EndpointIdle(ctx, e.ID) }
+	if e.Disabled {
+		return idle, nil
+	}
+	if err := s.full.check(); err != nil {
+		return nil, err
+	}
+	spec, err := s.spec(ctx, b, e.ID, e)
+	if err != nil {
+		return nil, err
+	}
+	// What interrupted work left running on the volume makes room.
+	if err := s.Computes.Stop(ctx, b.ID, compute.StopFast); err != nil {
+		return nil, err
+	}
+	ready, first, err := s.up(ctx, b, spec)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, q store.Q) error {
+		if first != nil {
+			if err := first(ctx, q); err != nil {
+				return err
+			}
+		} else if err := q.CommitLater(ctx); err != nil {
+			return err
+		}
+		return errors.Join(q.EndpointActive(ctx, e.ID, ready.StartedAt), q.TouchProject(ctx, b.ProjectID, ready.StartedAt))
+	}, nil
+}
+
+// down stops a compute; what its catalogs say is committed with the operation's end.
+func (s *Service) down(ctx context.Context, b core.Branch, computeID string) (ops.Commit, error) {
+	var catalog *postgres.Catalog
+	var size int64
+	last, err := s.Store.LastOperation(ctx, b.ID)
+	if err != nil {
+		return nil, err
+	}
+	if conn, err := s.Computes.Conn(ctx, computeID, postgres.AdminDatabase); err == nil {
+		c, err := postgres.ReadCatalog(ctx, conn)
+		if err == nil {
+			size, err = postgres.LogicalSize(ctx, conn)
+		}
+		if err == nil {
+			catalog = &c
+		}
+		_ = conn.Close(context.WithoutCancel(ctx))
+	}
+	if err := s.Computes.Stop(ctx, computeID, compute.StopFast); err != nil {
+		return nil, err
+	}
+	if info, err := readControl(s.Volumes.Path(b.VolumeID)); err == nil && info.Clean {
+		if err := history.Trim(ctx, s.WAL.Path(b.ID, b.Incarnation), info); err != nil {
+			s.log.Warn("cannot trim the WAL of a sleeping branch", "branch_id", b.ID, "error", err)
+		}
+	}
+	return func(ctx context.Context, q store.Q) error {
+		if err := q.DeleteHandle(ctx, computeID); err != nil || catalog == nil {
+			return err
+		}
+		if _, err := q.LockBranchByID(ctx, b.ID); err != nil {
+			return err
+		}
+		if now, err := q.LastOperation(ctx, b.ID); err != nil || now != last {
+			return err // changes are queued behind this operation: they end with a look of their own
+		}
+		if _, err := storeCatalog(ctx, q, b.ID, *catalog, ""); err != nil {
+			return err
+		}
+		return q.SetBranchSize(ctx, b.ID, size)
+	}, nil
+}
+
+func (s *Service) suspendCompute(ctx context.Context, b core.Branch, op core.Operation) (ops.Commit, error) {
+	commit, err := s.down(ctx, b, op.EndpointID)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, q store.Q) error {
+		if err := commit(ctx, q); err != nil {
+			return err
+		}
+		e, err := q.AnyEndpoint(ctx, op.EndpointID)
+		switch {
+		case core.IsKind(err, core.KindNotFound):
+			return nil
+		case err != nil:
+			return err
+		case e.Deleting && !b.Deleting:
+			return q.DeleteEndpoint(ctx, e.ID)
+		}
+		restarts := e.PendingState == core.EndpointActive // a start is queued behind
+		if err := q.EndpointIdle(ctx, e.ID); err != nil || !restarts {
+			return err
+		}
+		_, err = q.SetEndpointPending(ctx, e.ID, core.EndpointActive)
+		return err
+	}, nil
+}
+
+// applyConfig changes roles and databases in the catalog. A sleeping branch is woken for it, and sleeps again.
+func (s *Service) applyConfig(ctx context.Context, b core.Branch, op core.Operation) (ops.Commit, error) {
+	if b.Deleting {
+		return nil, nil
+	}
+	var params applyParams
+	if err := json.Unmarshal(op.Params, &params); err != nil {
+		return nil, core.Wrap(err, "control.apply", "")
+	}
+	id, awake, err := s.running(ctx, b.ID)
+	if err != nil {
+		return nil, err
+	}
+	var first ops.Commit
+	if !awake {
+		endpoints, err := s.Store.BranchEndpoints(ctx, b.ID)
+		if err != nil {
+			return nil, err
+		}
+		id = b.ID
+		if err := s.full.check(); err != nil {
+			return nil, err
+		}
+		spec, err := s.spec(ctx, b, id, readWrite(endpoints))
+		if err != nil {
+			return nil, err
+		}
+		spec.IdleTimeout = -1
+		if _, first, err = s.up(ctx, b, spec); err != nil {
+			return nil, err
+		}
+	}
+	catalog, err := s.applyTo(ctx, b, id, params)
+	if err != nil {
+		if !awake {
+			err = errors.Join(err, s.Computes.Stop(context.WithoutCancel(ctx), id, compute.StopFast))
+		}
+		return nil, err
+	}
+	var last ops.Commit
+	if !awake || id == b.ID {
+		if last, err = s.down(ctx, b, id); err != nil {
+			return nil, err
+		}
+	}
+	return func(ctx context.Context, q store.Q) error {
+		for _, commit := range []ops.Commit{first, last} {
+			if commit != nil {
+				if err := commit(ctx, q); err != nil {
+					return err
+				}
+			}
+		}
+		if _, err := q.LockBranchByID(ctx, b.ID); err != nil {
+			return err
+		}
+		_, err := storeCatalog(ctx, q, b.ID, catalog, op.ID)
+		return err
+	}, nil
+}
+
+func (s *Service) applyTo(ctx context.Context, b core.Branch, computeID string, p applyParams) (postgres.Catalog, error) {
+	conn, err := s.Computes.Conn(ctx, computeID, postgres.AdminDatabase)
+	if err != nil {
+		return postgres.Catalog{}, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	switch {
+	case p.CreateRole != "":
+		var r core.Role
+		if r, err = s.Store.Role(ctx, b.ID, p.CreateRole); err == nil {
+			err = postgres.CreateRole(ctx, conn, postgres.RoleSpec{Name: r.Name, Verifier: r.Verifier, NoLogin: r.NoLogin})
+		}
+	case p.SetPassword != "":
+		var r core.Role
+		if r, err = s.Store.Role(ctx, b.ID, p.SetPassword); err == nil {
+			err = postgres.SetRoleVerifier(ctx, conn, r.Name, r.Verifier)
+		}
+	case p.DropRole != "":
+		err = postgres.DropRole(ctx, conn, p.DropRole)
+	case p.CreateDatabase != "":
+		err = postgres.CreateDatabase(ctx, conn, p.CreateDatabase, p.Owner)
+	case p.UpdateDatabase != "":
+		if p.NewName != p.UpdateDatabase {
+			err = postgres.RenameDatabase(ctx, conn, p.UpdateDatabase, p.NewName)
+		}
+		if err == nil {
+			err = postgres.SetDatabaseOwner(ctx, conn, p.NewName, p.Owner)
+		}
+	case p.DropDatabase != "":
+		err = postgres.DropDatabase(ctx, conn, p.DropDatabase)
+	}
+	if core.IsKind(err, core.KindNotFound) && (p.CreateRole != "" || p.SetPassword != "") {
+		err = nil // deleted by a call behind this one
+	}
+	if err != nil {
+		return postgres.Catalog{}, err
+	}
+	return postgres.ReadCatalog(ctx, conn)
+}
+
+// deleteTimeline removes a branch: its computes, its files, its rows. Nothing else needs its files: children own copies,
+// and hard links to its WAL keep what they point to.
+func (s *Service) deleteTimeline(ctx context.Context, b core.Branch) (ops.Commit, error) {
+	endpoints, err := s.Store.BranchEndpoints(ctx, b.ID)
+	if err != nil {
+		return nil, err
+	}
+	ids := []string{b.ID}
+	for _, e := range endpoints {
+		ids = append(ids, e.ID)
+	}
+	for _, id := range ids {
+		if err := s.Computes.Stop(ctx, id, compute.StopImmediate); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.WAL.Delete(ctx, b.ID); err != nil {
+		return nil, err
+	}
+	if err := s.Volumes.Delete(ctx, b.VolumeID); err != nil {
+		return nil, err
+	}
+	s.seen.Delete(b.ID)
+	return func(ctx context.Context, q store.Q) error {
+		if err := q.AwaitProject(ctx, b.ProjectID); err != nil {
+			return err
+		}
+		if err := q.DeleteBranch(ctx, b.ID); err != nil {
+			return err
+		}
+		return q.DeleteProjectIfEmpty(ctx, b.ProjectID)
+	}, nil
+}

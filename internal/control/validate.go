@@ -1,0 +1,260 @@
+package control
+
+import (
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/postgres"
+)
+
+const (
+	minCU             = 0.25
+	maxCU             = 1024.0 // far above any machine: catches slips, not ambitions
+	defaultCU         = 0.25
+	maxSuspend        = 604_800   // seconds
+	maxRetention      = 2_592_000 // seconds
+	defaultRetention  = 86_400    // seconds
+	provisionerScaled = "k8s-neonvm"
+	provisionerFixed  = "k8s-pod"
+)
+
+// notBuilt refuses a field that asks for something that does not exist yet: storing it would be a promise.
+func notBuilt(what string) error {
+	return core.Errorf(core.KindNotImplemented, "NOT_IMPLEMENTED", "%s is not built yet; leave it out", what)
+}
+
+// size completes a pair of limits and checks it.
+func size(lo, hi *float64, defaults core.EndpointDefaults, provisioner string) (float64, float64, error) {
+	minimum, maximum := defaults.MinCU, defaults.MaxCU
+	if lo != nil {
+		minimum = *lo
+		if hi == nil && maximum < minimum {
+			maximum = minimum
+		}
+	}
+	if hi != nil {
+		maximum = *hi
+		if lo == nil && minimum > maximum {
+			minimum = maximum
+		}
+	}
+	switch {
+	case minimum < minCU || maximum < minCU:
+		return 0, 0, core.Invalidf("autoscaling limits must be at least %v CU", minCU)
+	case maximum > maxCU:
+		return 0, 0, core.Invalidf("autoscaling_limit_max_cu must be at most %v", maxCU)
+	case minimum > maximum:
+		return 0, 0, core.Invalidf("autoscaling_limit_min_cu (%v) must not be greater than autoscaling_limit_max_cu (%v)", minimum, maximum)
+	case provisioner == provisionerFixed && minimum != maximum:
+		return 0, 0, core.Invalidf("the provisioner k8s-pod has a fixed size: autoscaling_limit_min_cu and autoscaling_limit_max_cu must be equal")
+	}
+	return minimum, maximum, nil
+}
+
+func checkProvisioner(p string) (string, error) {
+	switch p {
+	case "":
+		return provisionerScaled, nil
+	case provisionerScaled, provisionerFixed:
+		return p, nil
+	}
+	return "", core.Invalidf("provisioner must be one of k8s-neonvm, k8s-pod")
+}
+
+func checkSuspend(v int64) error {
+	if v < -1 || v > maxSuspend {
+		return core.Invalidf("suspend_timeout_seconds must be between -1 (never) and %d; 0 is the default of 300", maxSuspend)
+	}
+	return nil
+}
+
+func checkPGSettings(m map[string]string) error {
+	if len(m) > 0 {
+		return notBuilt("pg_settings")
+	}
+	return nil
+}
+
+func (d DefaultsSpec) apply(cur core.EndpointDefaults, provisioner string) (core.EndpointDefaults, error) {
+	var err error
+	if cur.MinCU, cur.MaxCU, err = size(d.MinCU, d.MaxCU, cur, provisioner); err != nil {
+		return cur, err
+	}
+	if d.SuspendTimeout != nil {
+		if err := checkSuspend(*d.SuspendTimeout); err != nil {
+			return cur, err
+		}
+		cur.SuspendTimeout = *d.SuspendTimeout
+	}
+	return cur, checkPGSettings(d.PGSettings)
+}
+
+func checkRetention(v int64) error {
+	if v < 0 || v > maxRetention {
+		return core.Invalidf("history_retention_seconds must be between 0 and %d", maxRetention)
+	}
+	return nil
+}
+
+var regionForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,58}[a-z0-9])?$`)
+
+func checkRegion(id string) error {
+	if !regionForm.MatchString(id) {
+		return core.Invalidf("region_id %q is not a region id: lower-case letters, digits and dashes, at most 60", clip(id))
+	}
+	return nil
+}
+
+// checkCatalogName refuses names of roles and databases that PostgreSQL would not take, or that are the platform's.
+func checkCatalogName(what, name string, reserved func(string) bool) error {
+	switch {
+	case name == "":
+		return core.Invalidf("%s name must not be empty", what)
+	case len(name) > 63:
+		return core.Invalidf("%s name is longer than 63 bytes", what)
+	case !utf8.ValidString(name) || strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f }):
+		return core.Invalidf("%s name must be valid UTF-8 without control characters", what)
+	case reserved(name):
+		return core.Invalidf("%s name %q is reserved; choose another", what, name)
+	}
+	return nil
+}
+
+func checkRoleName(name string) error {
+	return checkCatalogName("role", name, postgres.ReservedRole)
+}
+
+func checkDatabaseName(name string) error {
+	return checkCatalogName("database", name, postgres.ReservedDatabase)
+}
+
+// defaultSettings is what a project's settings are before anyone sets them.
+const defaultSettings = `{
+	"allowed_ips": {"ips": [], "protected_branches_only": false},
+	"enable_logical_replication": false,
+	"maintenance_window": {"weekdays": [5], "start_time": "07:00", "end_time": "08:00"},
+	"block_public_connections": false,
+	"block_vpc_connections": false,
+	"hipaa": false
+}`
+
+// unbuiltSettings are settings that later work will honour; until then only the value that asks for nothing is taken.
+type unbuiltSettings struct {
+	Quota map[string]int64 `json:"quota"`
+	IPs   struct {
+		IPs           []string `json:"ips"`
+		ProtectedOnly bool     `json:"protected_branches_only"`
+	} `json:"allowed_ips"`
+	LogicalReplication bool   `json:"enable_logical_replication"`
+	BlockPublic        bool   `json:"block_public_connections"`
+	BlockVPC           bool   `json:"block_vpc_connections"`
+	HIPAA              bool   `json:"hipaa"`
+	AuditLogLevel      string `json:"audit_log_level"`
+	Preload            struct {
+		UseDefaults *bool    `json:"use_defaults"`
+		Libraries   []string `json:"enabled_libraries"`
+	} `json:"preload_libraries"`
+}
+
+func (u unbuiltSettings) check() error {
+	asks := map[string]bool{
+		"settings.allowed_ips":                len(u.IPs.IPs) > 0,
+		"settings.enable_logical_replication": u.LogicalReplication,
+		"settings.block_public_connections":   u.BlockPublic,
+		"settings.block_vpc_connections":      u.BlockVPC,
+		"settings.hipaa":                      u.HIPAA,
+		"settings.audit_log_level":            u.AuditLogLevel != "",
+		"settings.preload_libraries":          len(u.Preload.Libraries) > 0,
+	}
+	for name, v := range u.Quota {
+		if v < 0 {
+			return core.Invalidf("settings.quota.%s must not be negative", clip(name))
+		}
+		asks["settings.quota"] = asks["settings.quota"] || v > 0
+	}
+	names := make([]string, 0, len(asks))
+	for name := range asks {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		if asks[name] {
+			return notBuilt(name)
+		}
+	}
+	return nil
+}
+
+type maintenanceWindow struct {
+	Weekdays []int  `json:"weekdays"`
+	Start    string `json:"start_time"`
+	End      string `json:"end_time"`
+}
+
+var clockForm = regexp.MustCompile(`^([01][0-9]|2[0-3]):[0-5][0-9]$`)
+
+func (w maintenanceWindow) check() error {
+	if len(w.Weekdays) == 0 || w.Start == "" || w.End == "" {
+		return core.Invalidf("settings.maintenance_window needs weekdays, start_time and end_time")
+	}
+	for _, d := range w.Weekdays {
+		if d < 1 || d > 7 {
+			return core.Invalidf("settings.maintenance_window.weekdays must be numbers from 1 (Monday) to 7 (Sunday)")
+		}
+	}
+	if !clockForm.MatchString(w.Start) || !clockForm.MatchString(w.End) {
+		return core.Invalidf("settings.maintenance_window times must look like 23:59, in UTC")
+	}
+	return nil
+}
+
+// mergeSettings puts what was sent over what there is, key by key at the top level, and checks it.
+func mergeSettings(cur, sent json.RawMessage) (json.RawMessage, error) {
+	merged := map[string]json.RawMessage{}
+	for _, doc := range []json.RawMessage{cur, sent} {
+		if len(doc) == 0 {
+			continue
+		}
+		layer := map[string]json.RawMessage{}
+		if err := json.Unmarshal(doc, &layer); err != nil {
+			return nil, core.Invalidf("settings must be an object")
+		}
+		for k, v := range layer {
+			if string(v) != "null" {
+				merged[k] = v
+			}
+		}
+	}
+	out, err := json.Marshal(merged)
+	if err != nil {
+		return nil, core.Wrap(err, "control.settings", "")
+	}
+	var asked struct {
+		unbuiltSettings
+		Window *maintenanceWindow `json:"maintenance_window"`
+	}
+	if err := json.Unmarshal(out, &asked); err != nil {
+		return nil, core.Invalidf("settings: %s", jsonProblem(err))
+	}
+	if err := asked.check(); err != nil {
+		return nil, err
+	}
+	if asked.Window != nil {
+		if err := asked.Window.check(); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+func jsonProblem(err error) string {
+	if e, ok := err.(*json.UnmarshalTypeError); ok {
+		return fmt.Sprintf("%s must not be a %s", e.Field, e.Value)
+	}
+	return "not valid"
+}

@@ -1,0 +1,148 @@
+package control
+
+import (
+	"context"
+	"time"
+
+	"github.com/boughdb/bough/internal/compute"
+	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/store"
+)
+
+// wakeAttempts bounds how often a wake starts anew because the compute was suspended under it.
+const wakeAttempts = 5
+
+// Door is what the Postgres front door asks: which endpoint, whose password, where to connect.
+type Door struct{ s *Service }
+
+// Door returns the control plane as the front door sees it.
+func (s *Service) Door() Door { return Door{s} }
+
+// Endpoint finds an endpoint by its id; KindNotFound when there is none. running tells whether its compute answers.
+func (d Door) Endpoint(ctx context.Context, id string) (e core.Endpoint, running bool, err error) {
+	if !core.ValidID(id) {
+		return e, false, core.NotFoundf("endpoint %q not found", clip(id))
+	}
+	if e, err = d.s.Store.Endpoint(ctx, id); err != nil {
+		return e, false, err
+	}
+	_, running = d.s.Computes.Lookup(id)
+	return e, running, nil
+}
+
+// Verifier returns the SCRAM verifier of a role on an endpoint's branch; found is false for a role that is unknown or has
+// none. fresh reads the catalog of a running compute first; it never wakes one.
+func (d Door) Verifier(ctx context.Context, endpointID, role string, fresh bool) (verifier string, found bool, err error) {
+	e, err := d.s.Store.Endpoint(ctx, endpointID)
+	if err != nil {
+		return "", false, err
+	}
+	if fresh {
+		if err := d.s.refreshCatalog(ctx, core.Branch{ID: e.BranchID}); err != nil {
+			return "", false, err
+		}
+	}
+	r, err := d.s.Store.Role(ctx, e.BranchID, role)
+	if core.IsKind(err, core.KindNotFound) || (err == nil && (r.NoLogin || r.Verifier == "")) {
+		return "", false, nil
+	}
+	return r.Verifier, err == nil, err
+}
+
+// Wake returns the path of the compute's socket, starting the compute when it sleeps. Concurrent calls share one start. The
+// error is safe to show.
+func (d Door) Wake(ctx context.Context, endpointID string) (socketPath string, err error) {
+	if r, up := d.s.Computes.Lookup(endpointID); up {
+		return r.SocketPath, nil
+	}
+	began := time.Now()
+	// The start goes on when this caller gives up: others may wait for it.
+	ch := d.s.waking.DoChan(endpointID, func() (any, error) {
+		r, err := d.s.wake(context.WithoutCancel(ctx), endpointID)
+		d.s.Recorder.Woken(time.Since(began), err)
+		return r, err
+	})
+	select {
+	case <-ctx.Done():
+		return "", ctx.Err()
+	case res := <-ch:
+		if res.Err != nil {
+			return "", res.Err
+		}
+		return res.Val.(compute.Ready).SocketPath, nil
+	}
+}
+
+func (s *Service) wake(ctx context.Context, endpointID string) (compute.Ready, error) {
+	for range wakeAttempts {
+		if r, up := s.Computes.Lookup(endpointID); up {
+			return r, nil
+		}
+		opID, err := s.enqueueWake(ctx, endpointID)
+		if err != nil {
+			return compute.Ready{}, err
+		}
+		if err := s.Queue.Wait(ctx, opID); err != nil {
+			return compute.Ready{}, err
+		}
+	}
+	return compute.Ready{}, core.Errorf(core.KindUnavailable, "", "endpoint %s is being suspended or disabled; try again", endpointID)
+}
+
+// enqueueWake returns the start that is queued for an endpoint, after queueing one if there was none.
+func (s *Service) enqueueWake(ctx context.Context, endpointID string) (opID string, err error) {
+	e, err := s.Store.Endpoint(ctx, endpointID)
+	if err != nil {
+		return "", err
+	}
+	err = s.Store.Tx(ctx, func(q store.Q) error {
+		// A crash of the machine that forgets this record also ends the compute it starts.
+		if err := q.CommitLater(ctx); err != nil {
+			return err
+		}
+		b, err := q.LockBranch(ctx, e.ProjectID, e.BranchID)
+		if err != nil {
+			return err
+		}
+		if b.State != core.BranchReady && b.PendingState == "" {
+			return core.Errorf(core.KindUnprocessable, "", "branch %s has no data: %s", b.ID, b.StateReason)
+		}
+		e, err := q.LockEndpoint(ctx, endpointID)
+		if err != nil {
+			return err
+		}
+		if e.Disabled {
+			return disabled(endpointID)
+		}
+		pending, err := q.PendingOperations(ctx, e.BranchID)
+		if err != nil {
+			return err
+		}
+		opID = ""
+		for _, op := range pending {
+			if op.EndpointID == endpointID {
+				switch op.Action {
+				case core.ActionStartCompute:
+					opID = op.ID
+				case core.ActionSuspendCompute:
+					opID = "" // what starts before it will not last
+				}
+			}
+		}
+		if opID != "" {
+			return nil
+		}
+		queued, err := s.Queue.Enqueue(ctx, q, newOperation(core.Caller{}, e.ProjectID, e.BranchID, endpointID, core.ActionStartCompute))
+		if err != nil {
+			return err
+		}
+		opID = queued[0].ID
+		_, err = q.SetEndpointPending(ctx, endpointID, core.EndpointActive)
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	s.Queue.Kick(e.BranchID)
+	return opID, nil
+}

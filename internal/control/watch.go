@@ -1,0 +1,263 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/boughdb/bough/internal/compute"
+	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/history"
+	"github.com/boughdb/bough/internal/postgres"
+	"github.com/boughdb/bough/internal/storage"
+	"github.com/boughdb/bough/internal/store"
+)
+
+const (
+	spaceEvery = 2 * time.Second
+	// A compute that crashes more often than this is left asleep; the next connection tries again.
+	crashLimit  = 3
+	crashWindow = time.Minute
+)
+
+// fullFlag is set while the storage is so full that computes must not run.
+type fullFlag struct{ atomic.Bool }
+
+func (f *fullFlag) check() error {
+	if f.Load() {
+		return core.Errorf(core.KindNoSpace, "", "the server's storage is full, so computes are suspended to keep the data safe; delete branches or projects, or add disk space")
+	}
+	return nil
+}
+
+// admit refuses new branches when space is short.
+func (s *Service) admit(ctx context.Context) error {
+	if err := s.full.check(); err != nil {
+		return err
+	}
+	return s.Volumes.Admit(ctx)
+}
+
+// crashLog remembers when computes crashed.
+type crashLog struct {
+	mu sync.Mutex
+	at map[string][]time.Time
+}
+
+// tooMany records a crash and tells whether the limit is passed.
+func (l *crashLog) tooMany(id string, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.at == nil {
+		l.at = map[string][]time.Time{}
+	}
+	recent := []time.Time{now}
+	for _, t := range l.at[id] {
+		if now.Sub(t) < crashWindow {
+			recent = append(recent, t)
+		}
+	}
+	l.at[id] = recent
+	return len(recent) > crashLimit
+}
+
+// Watcher is told what happens to running computes; see compute.Observer.
+type Watcher struct{ S *Service }
+
+// because is the parameter of an operation that nobody asked for.
+func because(reason string) json.RawMessage {
+	b, _ := json.Marshal(map[string]string{"reason": reason}) // cannot fail
+	return b
+}
+
+// ComputeExited restarts a compute that crashed, through an operation that says so.
+func (w Watcher) ComputeExited(ctx context.Context, id string, exit compute.Exit) {
+	s := w.S
+	s.log.Error("compute crashed", "endpoint_id", id, "status", exit.Status)
+	err := func() error {
+		e, err := s.Store.Endpoint(ctx, id)
+		if core.IsKind(err, core.KindNotFound) {
+			return s.Store.DeleteHandle(ctx, id) // work on a branch without an endpoint: its operation starts it again
+		}
+		if err != nil {
+			return err
+		}
+		give := s.crashes.tooMany(id, time.Now())
+		err = s.Store.Tx(ctx, func(q store.Q) error {
+			if _, err := q.LockBranch(ctx, e.ProjectID, e.BranchID); err != nil {
+				return err
+			}
+			e, err := q.LockEndpoint(ctx, id)
+			if err != nil {
+				return err
+			}
+			if err := q.DeleteHandle(ctx, id); err != nil {
+				return err
+			}
+			if e.State != core.EndpointActive || e.PendingState != "" {
+				return nil // what is queued takes care of it
+			}
+			if give || e.Disabled {
+				return q.EndpointIdle(ctx, id)
+			}
+			op := newOperation(core.Caller{}, e.ProjectID, e.BranchID, id, core.ActionStartCompute)
+			op.Params = because("crash: " + exit.Status)
+			if _, err := q.SetEndpointPending(ctx, id, core.EndpointActive); err != nil {
+				return err
+			}
+			_, err = s.Queue.Enqueue(ctx, q, op)
+			return err
+		})
+		if err == nil {
+			s.Queue.Kick(e.BranchID)
+		}
+		return err
+	}()
+	if err != nil && !core.IsKind(err, core.KindNotFound) && ctx.Err() == nil {
+		s.log.Error("cannot restart a crashed compute; the next connection does", "endpoint_id", id, "error", err)
+	}
+}
+
+// ComputeIdle suspends a compute that nobody uses.
+func (w Watcher) ComputeIdle(ctx context.Context, id string, lastActive time.Time) {
+	if err := w.S.suspend(ctx, id, "idle"); err != nil && ctx.Err() == nil && !core.IsKind(err, core.KindNotFound) {
+		w.S.log.Warn("cannot suspend an idle compute", "endpoint_id", id, "error", err)
+	}
+}
+
+// suspend queues a suspension unless something else is queued for the endpoint.
+func (s *Service) suspend(ctx context.Context, id, reason string) error {
+	e, err := s.Store.Endpoint(ctx, id)
+	if err != nil {
+		return err
+	}
+	err = s.Store.Tx(ctx, func(q store.Q) error {
+		if _, err := q.LockBranch(ctx, e.ProjectID, e.BranchID); err != nil {
+			return err
+		}
+		e, err := q.LockEndpoint(ctx, id)
+		if err != nil || e.State != core.EndpointActive || e.PendingState != "" {
+			return err
+		}
+		op := newOperation(core.Caller{}, e.ProjectID, e.BranchID, id, core.ActionSuspendCompute)
+		op.Params = because(reason)
+		if _, err := q.SetEndpointPending(ctx, id, core.EndpointIdle); err != nil {
+			return err
+		}
+		_, err = s.Queue.Enqueue(ctx, q, op)
+		return err
+	})
+	if err == nil {
+		s.Queue.Kick(e.BranchID)
+	}
+	return err
+}
+
+// ComputeSampled keeps the control database's copy of the catalog and the time of the last activity.
+func (w Watcher) ComputeSampled(ctx context.Context, id string, sample compute.Sample) {
+	s := w.S
+	err := func() error {
+		e, err := s.Store.Endpoint(ctx, id)
+		if err != nil {
+			return err
+		}
+		if seen, ok := s.seen.Load(e.BranchID); !ok || seen != sample.Fingerprint {
+			if err := s.refreshCatalog(ctx, core.Branch{ID: e.BranchID}); err != nil {
+				return err
+			}
+		}
+		if e.LastActive != nil && sample.LastActive.Sub(*e.LastActive) < time.Second {
+			return nil
+		}
+		return errors.Join(s.Store.TouchEndpoint(ctx, id, sample.LastActive), s.Store.TouchProject(ctx, e.ProjectID, sample.LastActive))
+	}()
+	if err != nil && ctx.Err() == nil && !core.IsKind(err, core.KindNotFound) {
+		s.log.Warn("cannot record a look at a compute", "endpoint_id", id, "error", err)
+	}
+}
+
+// watchSpace suspends every compute before the storage fails under them, and lets them wake when there is space again.
+func (s *Service) watchSpace(ctx context.Context) {
+	tick := time.NewTicker(spaceEvery)
+	defer tick.Stop()
+	for {
+		space, err := s.Volumes.Space(ctx)
+		switch full := err == nil && space.Level == storage.LevelCritical; {
+		case err != nil:
+			if ctx.Err() == nil {
+				s.log.Warn("cannot see how much space is left", "error", err)
+			}
+		case full:
+			if !s.full.Swap(true) {
+				s.log.Error("storage is nearly full: suspending every compute", "host_free", space.Host.Free, "pool_free", space.Pool.Free,
+					"hint", "delete branches or projects, or add disk space; computes wake again by themselves when there is room")
+			}
+			for _, id := range s.Computes.Running() {
+				if err := s.suspend(ctx, id, "storage is full"); err != nil && !core.IsKind(err, core.KindNotFound) {
+					s.log.Error("cannot suspend a compute although the storage is full", "endpoint_id", id, "error", err)
+				}
+			}
+		case s.full.Swap(false):
+			s.log.Info("there is space again: computes may wake")
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// ensureTemplate makes the volume that projects of a major version are copied from, once.
+func (s *Service) ensureTemplate(ctx context.Context, b postgres.Build) error {
+	name := templateRef(b.Major)
+	unlock, err := s.templates.lock(ctx, name.Volume)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	have, err := s.Volumes.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, id := range have {
+		if id == name.Volume {
+			return nil
+		}
+	}
+	began := time.Now()
+	draft := history.Ref{Volume: name.Volume + "-draft", Branch: name.Branch + "-draft", Incarnation: 1}
+	clean := func(ctx context.Context) error {
+		return errors.Join(s.Volumes.Delete(ctx, draft.Volume), s.WAL.Delete(ctx, draft.Branch))
+	}
+	if err := clean(ctx); err != nil {
+		return err
+	}
+	defer func() {
+		if err := clean(context.WithoutCancel(ctx)); err != nil {
+			s.log.Warn("cannot remove a template's draft", "error", err)
+		}
+	}()
+	if err := s.Volumes.Create(ctx, draft.Volume); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(s.RunDir, 0o755); err != nil {
+		return core.Wrap(err, "control.template", "")
+	}
+	init := s.Init
+	// initdb wants to make its WAL folder itself.
+	init.DataDir, init.WALDir = s.Volumes.Path(draft.Volume), s.WAL.Path(draft.Branch, draft.Incarnation)
+	if err := postgres.CreateTemplate(ctx, b, init, s.RunDir); err != nil {
+		return err
+	}
+	// The fork is the commit: a volume of the template's name is complete.
+	if _, err := s.fork(ctx, draft, name, nil); err != nil {
+		return err
+	}
+	s.log.Info("template ready", "major", b.Major, "took", time.Since(began))
+	return nil
+}
