@@ -1,0 +1,110 @@
+package httpd
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/boughdb/bough/api"
+	"github.com/boughdb/bough/internal/core"
+)
+
+// kinds is the one map from a kind of error to an HTTP status and the code that an error without its own gets.
+var kinds = map[core.Kind]struct {
+	status int
+	code   string
+}{
+	core.KindInternal:       {http.StatusInternalServerError, "INTERNAL_SERVER_ERROR"},
+	core.KindInvalid:        {http.StatusBadRequest, "BAD_REQUEST"},
+	core.KindUnauthorized:   {http.StatusUnauthorized, "UNAUTHORIZED"},
+	core.KindForbidden:      {http.StatusForbidden, "FORBIDDEN"},
+	core.KindNotFound:       {http.StatusNotFound, "RESOURCE_NOT_FOUND"},
+	core.KindConflict:       {http.StatusConflict, "CONFLICT"},
+	core.KindGone:           {http.StatusGone, "GONE"},
+	core.KindPrecondition:   {http.StatusPreconditionFailed, "PRECONDITION_FAILED"},
+	core.KindTooLarge:       {http.StatusRequestEntityTooLarge, "REQUEST_TOO_LARGE"},
+	core.KindUnprocessable:  {http.StatusUnprocessableEntity, "UNPROCESSABLE_ENTITY"},
+	core.KindLocked:         {http.StatusLocked, "CONFLICTING_OPERATIONS"},
+	core.KindRateLimited:    {http.StatusTooManyRequests, "TOO_MANY_REQUESTS"},
+	core.KindNotImplemented: {http.StatusNotImplemented, "NOT_IMPLEMENTED"},
+	core.KindUnavailable:    {http.StatusServiceUnavailable, "SERVICE_UNAVAILABLE"},
+	core.KindNoSpace:        {http.StatusServiceUnavailable, "INSUFFICIENT_STORAGE"},
+}
+
+func defaultCode(k core.Kind) string { return kinds[k].code }
+
+// statusClientGone is logged for a call whose client hung up; nobody reads it.
+const statusClientGone = 499
+
+// fail answers with an error and logs, once and here, what the user may not see.
+func (d *door) fail(w http.ResponseWriter, r *http.Request, err error) {
+	if errors.Is(err, context.Canceled) && r.Context().Err() != nil {
+		w.WriteHeader(statusClientGone)
+		return
+	}
+	e, ok := errors.AsType[*core.Error](err)
+	if !ok {
+		e = &core.Error{Kind: core.KindInternal}
+	}
+	kind, ok := kinds[e.Kind]
+	if !ok {
+		kind = kinds[core.KindInternal]
+	}
+	code := e.Code
+	if code == "" || kind.status == http.StatusInternalServerError {
+		code = kind.code
+	}
+	switch {
+	case kind.status == http.StatusInternalServerError:
+		d.log.ErrorContext(r.Context(), "internal error", "request_id", RequestID(r.Context()),
+			"operation", Operation(r.Context()), "error", err, "op", e.Op, "hint", e.Hint)
+	case e.Err != nil || e.Hint != "":
+		d.log.WarnContext(r.Context(), "call refused", "request_id", RequestID(r.Context()),
+			"operation", Operation(r.Context()), "error", err)
+	}
+	if e.RetryAfter > 0 {
+		w.Header().Set("Retry-After", strconv.FormatInt(int64(math.Ceil(e.RetryAfter.Seconds())), 10))
+	}
+	d.write(w, r, kind.status, code, core.UserMessage(err))
+}
+
+// write sends an error body.
+func (d *door) write(w http.ResponseWriter, r *http.Request, status int, code, message string) {
+	body := api.Error{Code: code, Message: message}
+	if id := RequestID(r.Context()); id != "" {
+		body.RequestID = &id
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	_ = enc.Encode(body) // the client is gone
+}
+
+// badRequest answers for what the generated code could not read although the contract allows it, such as the 31st of
+// February.
+func (d *door) badRequest(w http.ResponseWriter, r *http.Request, err error) {
+	msg := "the request cannot be read"
+	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		msg = fmt.Sprintf("%s: must be a %s that fits", e.Field, typeWord(e.Type.Kind().String()))
+	} else if e, ok := errors.AsType[*time.ParseError](err); ok {
+		msg = fmt.Sprintf("%s is not a time; expected one like %s", clip(e.Value), exampleTime)
+	} else if e, ok := errors.AsType[*api.InvalidParamFormatError](err); ok {
+		msg = e.ParamName + ": has the wrong format"
+	}
+	d.fail(w, r, &core.Error{Kind: core.KindInvalid, Message: msg})
+}
+
+// clip shortens what a client sent before it is shown back.
+func clip(s string) string {
+	const most = 100
+	if len(s) > most {
+		s = s[:most] + "…"
+	}
+	return strconv.Quote(s)
+}

@@ -1,0 +1,108 @@
+package httpd
+
+import (
+	"context"
+
+	"github.com/boughdb/bough/internal/control"
+	"github.com/boughdb/bough/internal/core"
+)
+
+// Authenticator finds the caller behind the secret of an API key; core.KindUnauthorized when there is none. addr is the
+// client's address, for the record of the key's last use.
+type Authenticator interface {
+	Authenticate(ctx context.Context, secret, addr string) (core.Caller, error)
+}
+
+// UseCases is what the door needs from the control plane. Each method checks what the caller may see; an error that is
+// not a *core.Error is shown as "internal error".
+type UseCases interface {
+	Projects
+	Branches
+	Endpoints
+	Computes
+	Databases
+	Roles
+	Passwords
+	Operations
+	Keys
+	Accounts
+}
+
+// Projects are the use cases of projects.
+type Projects interface {
+	ListProjects(ctx context.Context, c core.Caller, p control.ListProjects) (control.ProjectPage, error)
+	CreateProject(ctx context.Context, c core.Caller, p control.CreateProject) (control.ProjectCreated, error)
+	GetProject(ctx context.Context, c core.Caller, id string) (control.ProjectView, error)
+	UpdateProject(ctx context.Context, c core.Caller, id string, p control.ProjectPatch) (control.ProjectResult, error)
+	DeleteProject(ctx context.Context, c core.Caller, id string) (control.ProjectView, error)
+}
+
+// Branches are the use cases of branches.
+type Branches interface {
+	CreateBranch(ctx context.Context, c core.Caller, projectID string, p control.CreateBranch) (control.BranchCreated, error)
+	ListBranches(ctx context.Context, c core.Caller, projectID string, p control.ListBranches) (control.BranchPage, error)
+	GetBranch(ctx context.Context, c core.Caller, projectID, id string) (core.Branch, error)
+	UpdateBranch(ctx context.Context, c core.Caller, projectID, id string, p control.BranchPatch) (control.BranchResult, error)
+	DeleteBranch(ctx context.Context, c core.Caller, projectID, id string) (control.BranchResult, error)
+}
+
+// Endpoints are the use cases of endpoints as records.
+type Endpoints interface {
+	ListEndpoints(ctx context.Context, c core.Caller, projectID, branchID string) ([]control.EndpointView, error)
+	CreateEndpoint(ctx context.Context, c core.Caller, projectID, branchID string, p control.EndpointSpec) (control.EndpointResult, error)
+	GetEndpoint(ctx context.Context, c core.Caller, projectID, id string) (control.EndpointView, error)
+	UpdateEndpoint(ctx context.Context, c core.Caller, projectID, id string, p control.EndpointPatch) (control.EndpointResult, error)
+	DeleteEndpoint(ctx context.Context, c core.Caller, projectID, id string) (control.EndpointResult, error)
+}
+
+// Computes are the use cases of what runs behind an endpoint.
+type Computes interface {
+	StartEndpoint(ctx context.Context, c core.Caller, projectID, id string) (control.EndpointResult, error)
+	SuspendEndpoint(ctx context.Context, c core.Caller, projectID, id string) (control.EndpointResult, error)
+	RestartEndpoint(ctx context.Context, c core.Caller, projectID, id string) (control.EndpointResult, error)
+}
+
+// Databases are the use cases of databases.
+type Databases interface {
+	ListDatabases(ctx context.Context, c core.Caller, projectID, branchID string) ([]core.Database, error)
+	CreateDatabase(ctx context.Context, c core.Caller, projectID, branchID, name, owner string) (control.DatabaseResult, error)
+	GetDatabase(ctx context.Context, c core.Caller, projectID, branchID, name string) (core.Database, error)
+	UpdateDatabase(ctx context.Context, c core.Caller, projectID, branchID, name string, p control.DatabasePatch) (control.DatabaseResult, error)
+	DeleteDatabase(ctx context.Context, c core.Caller, projectID, branchID, name string) (control.DatabaseResult, error)
+}
+
+// Roles are the use cases of roles.
+type Roles interface {
+	ListRoles(ctx context.Context, c core.Caller, projectID, branchID string) ([]core.Role, error)
+	CreateRole(ctx context.Context, c core.Caller, projectID, branchID string, p control.CreateRole) (control.RoleResult, error)
+	GetRole(ctx context.Context, c core.Caller, projectID, branchID, name string) (core.Role, error)
+	DeleteRole(ctx context.Context, c core.Caller, projectID, branchID, name string) (control.RoleResult, error)
+}
+
+// Passwords are the use cases of role passwords and of the strings that hold them.
+type Passwords interface {
+	ResetPassword(ctx context.Context, c core.Caller, projectID, branchID, name string) (control.RoleResult, error)
+	RevealPassword(ctx context.Context, c core.Caller, projectID, branchID, name string) (string, error)
+	ConnectionURI(ctx context.Context, c core.Caller, projectID string, p control.URIParams) (string, error)
+}
+
+// Operations are the use cases of operations.
+type Operations interface {
+	ListOperations(ctx context.Context, c core.Caller, projectID string, limit int, cursor string) (control.OperationPage, error)
+	GetOperation(ctx context.Context, c core.Caller, projectID, id string) (core.Operation, error)
+}
+
+// Keys are the use cases of personal API keys.
+type Keys interface {
+	ListKeys(ctx context.Context, c core.Caller) ([]core.APIKey, error)
+	CreateKey(ctx context.Context, c core.Caller, name string) (control.KeyCreated, error)
+	RevokeKey(ctx context.Context, c core.Caller, id int64) (core.APIKey, error)
+}
+
+// Accounts are the use cases of users, organizations and regions.
+type Accounts interface {
+	Me(ctx context.Context, c core.Caller) (core.User, error)
+	MyOrganizations(ctx context.Context, c core.Caller) ([]core.Organization, error)
+	GetOrganization(ctx context.Context, c core.Caller, id string) (core.Organization, error)
+	Regions() []control.Region
+}
