@@ -55,12 +55,13 @@ func (d *door) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if !ok {
 		kind = kinds[core.KindInternal]
 	}
-	code := e.Code
-	if code == "" || kind.status == http.StatusInternalServerError {
+	code, message := e.Code, e.Message
+	if code == "" {
 		code = kind.code
 	}
 	switch {
 	case kind.status == http.StatusInternalServerError:
+		code, message = kind.code, "internal error"
 		d.log.ErrorContext(r.Context(), "internal error", "request_id", RequestID(r.Context()),
 			"operation", Operation(r.Context()), "error", err, "op", e.Op, "hint", e.Hint)
 	case e.Err != nil || e.Hint != "":
@@ -70,7 +71,7 @@ func (d *door) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if e.RetryAfter > 0 {
 		w.Header().Set("Retry-After", strconv.FormatInt(int64(math.Ceil(e.RetryAfter.Seconds())), 10))
 	}
-	d.write(w, r, kind.status, code, core.UserMessage(err))
+	d.write(w, r, kind.status, code, message)
 }
 
 // write sends an error body.
