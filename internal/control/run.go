@@ -374,6 +374,7 @@ func (s *Service) down(ctx context.Context, b core.Branch, computeID string) (op
 		}
 		_ = conn.Close(context.WithoutCancel(ctx))
 	}
+	s.catalogs.forget(ctx, computeID)
 	if err := s.Computes.Stop(ctx, computeID, compute.StopFast); err != nil {
 		return nil, err
 	}
@@ -539,6 +540,7 @@ func (s *Service) deleteTimeline(ctx context.Context, b core.Branch) (ops.Commit
 		ids = append(ids, e.ID)
 	}
 	for _, id := range ids {
+		s.catalogs.forget(ctx, id)
 		if err := s.Computes.Stop(ctx, id, compute.StopImmediate); err != nil {
 			return nil, err
 		}

@@ -72,6 +72,7 @@ type Service struct {
 	locks     keyedLocks         // by branch: who uses or changes its volume
 	templates keyedLocks         // by major
 	crashes   crashLog
+	catalogs  catalogSessions
 	seen      sync.Map // compute id → catalog fingerprint that the control database has
 	full      fullFlag
 
@@ -84,8 +85,6 @@ type Service struct {
 func New(o Options) *Service {
 	return &Service{Options: o, log: o.Log}
 }
-
-// Service computes the hosts and URIs of endpoints.
 
 func (a Addressing) withPort(host string) string {
 	if a.Port == 5432 {

@@ -2,10 +2,14 @@ package control
 
 import (
 	"context"
+	"sync"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/boughdb/bough/internal/compute"
 	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/postgres"
 	"github.com/boughdb/bough/internal/store"
 )
 
@@ -31,22 +35,64 @@ func (d Door) Endpoint(ctx context.Context, id string) (e core.Endpoint, running
 }
 
 // Verifier returns the SCRAM verifier of a role on an endpoint's branch; found is false for a role that is unknown or has
-// none. fresh reads the catalog of a running compute first; it never wakes one.
+// none. fresh asks the catalog of a running compute instead of its copy; it never wakes one.
 func (d Door) Verifier(ctx context.Context, endpointID, role string, fresh bool) (verifier string, found bool, err error) {
+	if fresh {
+		if verifier, err := d.s.catalogs.verifier(ctx, d.s.Computes, endpointID, role); err == nil {
+			return verifier, verifier != "", nil
+		}
+		// It stopped in between: the copy was refreshed at that.
+	}
 	e, err := d.s.Store.Endpoint(ctx, endpointID)
 	if err != nil {
 		return "", false, err
-	}
-	if fresh {
-		if err := d.s.refreshCatalog(ctx, core.Branch{ID: e.BranchID}); err != nil {
-			return "", false, err
-		}
 	}
 	r, err := d.s.Store.Role(ctx, e.BranchID, role)
 	if core.IsKind(err, core.KindNotFound) || (err == nil && (r.NoLogin || r.Verifier == "")) {
 		return "", false, nil
 	}
 	return r.Verifier, err == nil, err
+}
+
+// catalogSessions keeps one session to each running compute, for the question that every new connection asks.
+type catalogSessions struct {
+	locks keyedLocks
+	conns sync.Map // endpoint id → *pgx.Conn
+}
+
+// verifier reads a role's verifier, "" when it has none or may not log in now.
+func (c *catalogSessions) verifier(ctx context.Context, computes *compute.Manager, endpointID, role string) (string, error) {
+	unlock, err := c.locks.lock(ctx, endpointID)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	for {
+		kept, reused := c.conns.Load(endpointID)
+		var conn *pgx.Conn
+		if reused {
+			conn = kept.(*pgx.Conn)
+		} else if conn, err = computes.Conn(ctx, endpointID, postgres.AdminDatabase); err != nil {
+			return "", err
+		}
+		verifier, err := postgres.ReadVerifier(ctx, conn, role)
+		if err == nil {
+			c.conns.Store(endpointID, conn)
+			return verifier, nil
+		}
+		c.conns.Delete(endpointID)
+		_ = conn.Close(context.WithoutCancel(ctx))
+		if !reused {
+			return "", err
+		}
+	}
+}
+
+// forget closes the session to a compute that stops.
+func (c *catalogSessions) forget(ctx context.Context, endpointID string) {
+	if conn, ok := c.conns.LoadAndDelete(endpointID); ok {
+		_ = conn.(*pgx.Conn).Close(context.WithoutCancel(ctx))
+	}
 }
 
 // Wake returns the path of the compute's socket, starting the compute when it sleeps. Concurrent calls share one start. The

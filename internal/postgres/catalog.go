@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 
 	"github.com/jackc/pgx/v5"
 
@@ -73,4 +74,16 @@ func Fingerprint(ctx context.Context, conn *pgx.Conn) (string, error) {
 	var f string
 	err := conn.QueryRow(ctx, "SELECT "+fingerprintSQL).Scan(&f)
 	return f, core.Wrap(err, "postgres.fingerprint", "")
+}
+
+// ReadVerifier returns the password verifier of one role, "" for a role that does not exist, may not log in, has no
+// password or one that has expired.
+func ReadVerifier(ctx context.Context, conn *pgx.Conn, role string) (string, error) {
+	var verifier string
+	err := conn.QueryRow(ctx, `SELECT rolpassword FROM pg_authid WHERE rolname = $1 AND rolcanlogin AND rolpassword IS NOT NULL
+		AND (rolvaliduntil IS NULL OR rolvaliduntil > now())`, role).Scan(&verifier)
+	if errors.Is(err, pgx.ErrNoRows) || ReservedRole(role) {
+		return "", nil
+	}
+	return verifier, core.Wrap(err, "postgres.read_verifier", "")
 }

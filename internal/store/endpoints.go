@@ -133,3 +133,16 @@ func (q Q) Handles(ctx context.Context) ([]Handle, error) {
 	r, err := q.db.ListHandles(ctx)
 	return many(r, err, func(r db.Handle) Handle { return Handle(r) })
 }
+
+// CountEndpoints counts the endpoints in each state.
+func (q Q) CountEndpoints(ctx context.Context) (map[string]int, error) {
+	rows, err := q.db.CountEndpointStates(ctx)
+	if err != nil {
+		return nil, internal(err)
+	}
+	out := map[string]int{string(core.EndpointInit): 0, string(core.EndpointActive): 0, string(core.EndpointIdle): 0}
+	for _, r := range rows {
+		out[r.State] = int(r.Count)
+	}
+	return out, nil
+}

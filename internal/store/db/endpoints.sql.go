@@ -11,6 +11,35 @@ import (
 	"time"
 )
 
+const countEndpointStates = `-- name: CountEndpointStates :many
+SELECT state, count(*) FROM endpoints WHERE NOT deleting GROUP BY state
+`
+
+type CountEndpointStatesRow struct {
+	State string
+	Count int64
+}
+
+func (q *Queries) CountEndpointStates(ctx context.Context) ([]CountEndpointStatesRow, error) {
+	rows, err := q.db.Query(ctx, countEndpointStates)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []CountEndpointStatesRow{}
+	for rows.Next() {
+		var i CountEndpointStatesRow
+		if err := rows.Scan(&i.State, &i.Count); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const deleteEndpoint = `-- name: DeleteEndpoint :exec
 DELETE FROM endpoints WHERE id = $1
 `

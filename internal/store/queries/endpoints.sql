@@ -56,3 +56,6 @@ DELETE FROM handles WHERE compute_id = $1;
 
 -- name: ListHandles :many
 SELECT * FROM handles;
+
+-- name: CountEndpointStates :many
+SELECT state, count(*) FROM endpoints WHERE NOT deleting GROUP BY state;

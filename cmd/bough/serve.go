@@ -1,0 +1,170 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/service"
+)
+
+// bytesValue is a flag that takes sizes like 20GiB.
+type bytesValue int64
+
+func (b *bytesValue) String() string { return strconv.FormatInt(int64(*b), 10) }
+func (b *bytesValue) Type() string   { return "size" }
+
+func (b *bytesValue) Set(s string) error {
+	units := []struct {
+		suffix string
+		factor int64
+	}{{"TiB", 1 << 40}, {"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}, {"T", 1 << 40}, {"G", 1 << 30}, {"M", 1 << 20}, {"K", 1 << 10}, {"B", 1}, {"", 1}}
+	for _, u := range units {
+		if number, ok := strings.CutSuffix(s, u.suffix); ok {
+			n, err := strconv.ParseInt(strings.TrimSpace(number), 10, 64)
+			if err != nil || n < 0 || n > (1<<62)/u.factor {
+				break
+			}
+			*b = bytesValue(n * u.factor)
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is not a size; examples: 20GiB, 512MiB", s)
+}
+
+// serverFlags declares the flags of a server.
+func serverFlags(f *pflag.FlagSet, c *service.Config) {
+	dataDirFlag(f, &c.DataDir)
+	f.StringVar(&c.HTTPListen, "http-listen", "127.0.0.1:8432", "address of the API; port 0 picks a free one")
+	f.StringVar(&c.PGListen, "pg-listen", "127.0.0.1:5432", "address of the Postgres proxy; port 0 picks a free one")
+	f.StringVar(&c.PGAdvertise, "pg-advertise", "", "address that clients use for the proxy, when it is another one (host:port or :port)")
+	f.StringVar(&c.Domain, "domain", "db.localhost", "endpoints are ep-….DOMAIN")
+	f.StringVar(&c.Region, "region", "local", "region id of projects that name none")
+	f.StringVar(&c.Storage, "storage", "auto", "where branches live: auto, btrfs, copy")
+	f.BoolVar(&c.Preallocate, "storage-preallocate", false, "reserve the pool image's space when it is made")
+	f.Var((*bytesValue)(&c.PoolSize), "storage-size", "size of a new pool image; 0 chooses from the free space")
+	f.Var((*bytesValue)(&c.HostReserve), "host-reserve", "space to keep free on the disk; 0 chooses")
+	f.Var((*bytesValue)(&c.PoolReserve), "pool-reserve", "space to keep free in the pool; 0 chooses")
+	f.StringVar(&c.DatabaseURL, "database-url", "", "control database; empty runs one in the data directory")
+	f.StringSliceVar(&c.PostgresDirs, "postgres-dir", nil, "more folders with PostgreSQL builds (14 to 18)")
+	f.StringVar(&c.ComputeUser, "compute-user", "", "OS user of computes when the server is root; empty chooses bough or postgres")
+	f.StringVar(&c.TLSCert, "tls-cert", "", "certificate chain of the proxy (PEM); empty uses a local authority")
+	f.StringVar(&c.TLSKey, "tls-key", "", "key of --tls-cert (PEM)")
+	f.BoolVar(&c.AllowPlain, "allow-plaintext", false, "let clients on this machine connect without TLS")
+	f.BoolVar(&c.StopComputes, "stop-computes", false, "on Ctrl-C or SIGTERM stop the computes and the control database too")
+	f.StringVar(&c.LogFormat, "log-format", "text", "text or json")
+	f.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
+}
+
+func dataDirFlag(f *pflag.FlagSet, dir *string) {
+	f.StringVar(dir, "data-dir", service.DefaultDataDir(), "data directory")
+}
+
+func logger(c service.Config) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
+		return nil, core.Invalidf("--log-level must be one of debug, info, warn, error")
+	}
+	opts := &slog.HandlerOptions{Level: level}
+	switch c.LogFormat {
+	case "text":
+		return slog.New(slog.NewTextHandler(os.Stderr, opts)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(os.Stderr, opts)), nil
+	}
+	return nil, core.Invalidf("--log-format must be text or json")
+}
+
+func serveCommand() *cobra.Command {
+	var cfg service.Config
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the server",
+		Long: `Run the server until Ctrl-C or SIGTERM. Computes keep running then, unless --stop-computes says otherwise: the next
+start takes them over. 'bough down' stops everything. Every flag can be set by an environment variable: BOUGH_DATA_DIR for
+--data-dir, and so on.`,
+		Example: "  bough serve --data-dir /srv/bough --http-listen 0.0.0.0:8432 --pg-listen 0.0.0.0:5432 --domain db.example.com",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log, err := logger(cfg)
+			if err != nil {
+				return err
+			}
+			return service.Run(cmd.Context(), cfg, log, func(s *service.Server) {
+				a := s.Admin()
+				fmt.Printf("Bough is ready.\n  API       %s\n  API key   in %s\n  Postgres  %s\n  storage   %s\n", a.APIURL, cfg.DataDir+"/admin.json", a.PGAddr, s.Storage())
+			})
+		},
+	}
+	serverFlags(cmd.Flags(), &cfg)
+	return cmd
+}
+
+func downCommand() *cobra.Command {
+	var cfg service.Config
+	cmd := &cobra.Command{
+		Use:   "down",
+		Short: "Stop the server, the computes and the control database, and unmount the pool",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+			if err := service.Down(cmd.Context(), cfg.DataDir, log); err != nil {
+				return err
+			}
+			fmt.Println("Everything is stopped. The data stays in " + cfg.DataDir + ".")
+			return nil
+		},
+	}
+	dataDirFlag(cmd.Flags(), &cfg.DataDir)
+	return cmd
+}
+
+func statusCommand() *cobra.Command {
+	var dir, output string
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show what runs",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			st, err := service.Look(cmd.Context(), dir)
+			if err != nil {
+				return err
+			}
+			if output == "json" {
+				enc := json.NewEncoder(os.Stdout)
+				enc.SetIndent("", "  ")
+				return enc.Encode(st)
+			}
+			server := "not running; start it with: bough serve"
+			switch {
+			case st.PID != 0 && st.Healthy:
+				server = fmt.Sprintf("running (pid %d)", st.PID)
+			case st.PID != 0:
+				server = fmt.Sprintf("pid %d does not answer: %s", st.PID, st.Problem)
+			}
+			control := "not running"
+			if st.ControlDB {
+				control = "running"
+			}
+			fmt.Printf("server            %s\ndata directory    %s\n", server, st.DataDir)
+			if st.PID != 0 {
+				fmt.Printf("API               %s\nPostgres          %s\n", st.APIURL, st.PGAddr)
+			}
+			fmt.Printf("control database  %s\ncomputes running  %d\n", control, st.Computes)
+			fmt.Printf("free space        %.1f GiB on the disk, %.1f GiB in the pool (%s)\n", gib(st.HostFree), gib(st.PoolFree), st.Pool)
+			return nil
+		},
+	}
+	dataDirFlag(cmd.Flags(), &dir)
+	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	return cmd
+}
+
+func gib(n int64) float64 { return float64(n) / (1 << 30) }

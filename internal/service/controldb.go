@@ -1,0 +1,170 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/boughdb/bough/internal/compute"
+	"github.com/boughdb/bough/internal/compute/local"
+	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/postgres"
+)
+
+// controlDB is Bough's own PostgreSQL cluster in the data directory. It outlives the server like a compute does.
+type controlDB struct {
+	layout layout
+	builds []postgres.Build
+	cred   *syscall.Credential
+	driver *local.Driver
+	log    *slog.Logger
+}
+
+const (
+	controlDatabase     = "bough"
+	controlStartTimeout = 2 * time.Minute // a crash recovery may be part of it
+)
+
+func (l layout) controlSocket() string { return filepath.Join(l.runDir(), "control") }
+
+// controlURL is the address of the own cluster.
+func (l layout) controlURL() string {
+	q := url.Values{"host": {l.controlSocket()}, "user": {postgres.AdminRole}, "application_name": {"bough"}, "sslmode": {"disable"}}
+	return "postgres:///" + controlDatabase + "?" + q.Encode()
+}
+
+// start makes the cluster run, after making it if there is none, and returns its URL.
+func (c *controlDB) start(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, controlStartTimeout)
+	defer cancel()
+	data := c.layout.control()
+	build, err := c.build(data)
+	if err != nil {
+		return "", err
+	}
+	if _, err := os.Stat(filepath.Join(data, "PG_VERSION")); errors.Is(err, fs.ErrNotExist) {
+		if err := c.create(ctx, build, data); err != nil {
+			return "", err
+		}
+	}
+	running, err := c.driver.Scan(ctx, data)
+	if err != nil {
+		return "", err
+	}
+	if len(running) == 0 {
+		if err := c.launch(ctx, build, data); err != nil {
+			return "", err
+		}
+	}
+	return c.layout.controlURL(), c.await(ctx)
+}
+
+// build chooses the PostgreSQL of the cluster: the version that made it, or the newest.
+func (c *controlDB) build(data string) (postgres.Build, error) {
+	if len(c.builds) == 0 {
+		return postgres.Build{}, core.Errorf(core.KindUnavailable, "", "no PostgreSQL (14 to 18) was found; install Debian's postgresql package or name a folder with --postgres-dir")
+	}
+	text, err := os.ReadFile(filepath.Join(data, "PG_VERSION"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return c.builds[len(c.builds)-1], nil
+	}
+	if err != nil {
+		return postgres.Build{}, core.Wrap(err, "service.control_database", "")
+	}
+	major, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	for _, b := range c.builds {
+		if err == nil && b.Major == major {
+			return b, nil
+		}
+	}
+	return postgres.Build{}, core.Errorf(core.KindUnavailable, "", "the control database in %s needs PostgreSQL %s, which is not installed", data, strings.TrimSpace(string(text)))
+}
+
+// create makes the cluster under another name first, so that a half-made one never counts.
+func (c *controlDB) create(ctx context.Context, b postgres.Build, data string) error {
+	draft := data + ".draft"
+	if err := os.RemoveAll(draft); err != nil {
+		return core.Wrap(err, "service.control_database", "")
+	}
+	if err := postgres.InitDB(ctx, b, postgres.InitOptions{DataDir: draft, Cred: c.cred}); err != nil {
+		return err
+	}
+	if err := os.Rename(draft, data); err != nil {
+		return core.Wrap(err, "service.control_database", "")
+	}
+	return syncDir(c.layout.dir)
+}
+
+func (c *controlDB) launch(ctx context.Context, b postgres.Build, data string) error {
+	socket := c.layout.controlSocket()
+	if err := postgres.OwnedDir(socket, c.cred); err != nil {
+		return core.Wrap(err, "service.control_database", "")
+	}
+	if err := c.driver.Clear(ctx, data, socket); err != nil {
+		return err
+	}
+	settings := []postgres.Setting{
+		{Name: "listen_addresses", Value: ""},
+		{Name: "unix_socket_directories", Value: socket},
+		{Name: "max_connections", Value: "100"},
+		{Name: "shared_buffers", Value: "32MB"},
+		{Name: "max_wal_size", Value: "256MB"},
+		{Name: "huge_pages", Value: "off"},
+		{Name: "jit", Value: "off"},
+		{Name: "random_page_cost", Value: "1.1"},
+		{Name: "autovacuum_naptime", Value: "15s"},
+		{Name: "log_destination", Value: "stderr"},
+		{Name: "cluster_name", Value: "bough-control"},
+	}
+	if err := postgres.WriteConfig(data, settings, c.cred); err != nil {
+		return err
+	}
+	p, err := c.driver.Start(ctx, compute.Launch{
+		EndpointID: "control", Build: b, DataDir: data, SocketDir: socket, LogFile: filepath.Join(c.layout.logs(), "control.log"),
+	})
+	if err != nil {
+		return err
+	}
+	_ = p // it is found again by its data directory
+	return nil
+}
+
+// await returns when the cluster answers and has Bough's database.
+func (c *controlDB) await(ctx context.Context) error {
+	socket := c.layout.controlSocket()
+	for {
+		conn, err := postgres.Connect(ctx, socket, postgres.AdminDatabase)
+		if err == nil {
+			_, err = conn.Exec(ctx, "CREATE DATABASE "+controlDatabase)
+			_ = conn.Close(context.WithoutCancel(ctx))
+			var pgErr *pgconn.PgError
+			if err == nil || (errors.As(err, &pgErr) && pgErr.Code == "42P04") {
+				return nil
+			}
+			return core.Wrap(err, "service.control_database", "")
+		}
+		select {
+		case <-ctx.Done():
+			return core.Wrap(err, "service.control_database", "see "+filepath.Join(c.layout.logs(), "control.log"))
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return core.Wrap(err, "service.sync", "")
+	}
+	return core.Wrap(errors.Join(d.Sync(), d.Close()), "service.sync", "")
+}

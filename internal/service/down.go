@@ -1,0 +1,253 @@
+package service
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/boughdb/bough/internal/compute"
+	"github.com/boughdb/bough/internal/compute/local"
+	"github.com/boughdb/bough/internal/control"
+	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/storage"
+	"github.com/boughdb/bough/internal/store"
+)
+
+const (
+	serverStop  = 45 * time.Second // SIGTERM to SIGKILL
+	computeStop = time.Minute      // fast to immediate
+	quitStop    = 15 * time.Second // immediate to SIGKILL
+	pollEvery   = 10 * time.Millisecond
+)
+
+// Down stops everything that runs on a data directory and returns when all is gone: the server, the computes, the control
+// database, the pool's mount. It needs no running server and can be called again.
+func Down(ctx context.Context, dir string, log *slog.Logger) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return core.Wrap(err, "service.down", "")
+	}
+	l := layout{dir}
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		return core.NotFoundf("there is no data directory %s; name yours with --data-dir", dir)
+	}
+	if pid, ok := serverPID(l); ok {
+		log.Info("stopping the server", "pid", pid)
+		if err := end(ctx, pid, syscall.SIGTERM, serverStop); err != nil {
+			return err
+		}
+	}
+	if err := stopProcesses(ctx, l, log); err != nil {
+		return err
+	}
+	if err := storage.Unmount(ctx, dir); err != nil {
+		return err
+	}
+	return core.Wrap(os.RemoveAll(l.runDir()), "service.down", "")
+}
+
+// serverPID is the process that holds the data directory's lock.
+func serverPID(l layout) (int, bool) {
+	f, err := os.OpenFile(l.lock(), os.O_RDWR, 0)
+	if err != nil {
+		return 0, false
+	}
+	defer f.Close()
+	if syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
+		return 0, false
+	}
+	raw, err := os.ReadFile(l.lock())
+	if err != nil {
+		return 0, false
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(raw)))
+	return pid, err == nil && pid > 1
+}
+
+// stopProcesses ends the computes, then the control database.
+func stopProcesses(ctx context.Context, l layout, log *slog.Logger) error {
+	driver, err := local.New(nil, log)
+	if err != nil {
+		return err
+	}
+	for _, prefix := range []string{l.volumes(), l.control()} {
+		found, err := driver.Scan(ctx, prefix)
+		if err != nil {
+			return err
+		}
+		errs := make(chan error, len(found))
+		for _, f := range found {
+			log.Info("stopping", "pid", f.PID, "data_dir", f.DataDir)
+			go func() { errs <- endPostgres(ctx, driver, f) }()
+		}
+		for range found {
+			err = errors.Join(err, <-errs)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func endPostgres(ctx context.Context, driver *local.Driver, f compute.Found) error {
+	if err := end(ctx, f.PID, syscall.SIGINT, computeStop); err == nil {
+		return nil
+	}
+	return driver.Clear(ctx, f.DataDir, "")
+}
+
+// end asks a process to stop and waits; after the limit it is killed.
+func end(ctx context.Context, pid int, sig syscall.Signal, limit time.Duration) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return core.Wrap(err, "service.end", "")
+	}
+	defer unix.Close(fd)
+	for _, step := range []struct {
+		sig   syscall.Signal
+		limit time.Duration
+	}{{sig, limit}, {syscall.SIGQUIT, quitStop}, {syscall.SIGKILL, quitStop}} {
+		if err := unix.PidfdSendSignal(fd, step.sig, nil, 0); errors.Is(err, unix.ESRCH) {
+			return nil
+		} else if err != nil {
+			return core.Wrap(err, "service.end", "it may belong to another user: run as the one that started it")
+		}
+		for deadline := time.Now().Add(step.limit); time.Now().Before(deadline); {
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(pollEvery.Milliseconds()))
+			if n > 0 {
+				return nil
+			}
+			if err != nil && !errors.Is(err, unix.EINTR) {
+				return core.Wrap(err, "service.end", "")
+			}
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+		}
+	}
+	return core.Errorf(core.KindUnavailable, "", "process %d does not end, not even by SIGKILL", pid)
+}
+
+// Status is what `bough status` shows.
+type Status struct {
+	DataDir   string     `json:"data_dir"`
+	PID       int        `json:"pid"` // 0: no server
+	Healthy   bool       `json:"healthy"`
+	Problem   string     `json:"problem,omitempty"`
+	Admin     *AdminFile `json:"-"`
+	APIURL    string     `json:"api_url,omitempty"`
+	PGAddr    string     `json:"pg_addr,omitempty"`
+	Computes  int        `json:"computes"` // that run
+	ControlDB bool       `json:"control_database"`
+	Pool      string     `json:"pool"` // file system of the volumes
+	PoolFree  int64      `json:"pool_free_bytes"`
+	HostFree  int64      `json:"host_free_bytes"`
+}
+
+// Look finds out what runs on a data directory.
+func Look(ctx context.Context, dir string) (Status, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return Status{}, core.Wrap(err, "service.status", "")
+	}
+	l := layout{dir}
+	st := Status{DataDir: dir}
+	if _, err := os.Stat(dir); err != nil {
+		return st, core.NotFoundf("there is no data directory %s; name yours with --data-dir, or start a server with: bough serve", dir)
+	}
+	st.PID, _ = serverPID(l)
+	if raw, err := os.ReadFile(l.admin()); err == nil {
+		var a AdminFile
+		if json.Unmarshal(raw, &a) == nil {
+			st.Admin, st.APIURL, st.PGAddr = &a, a.APIURL, a.PGAddr
+		}
+	}
+	if st.PID != 0 && st.APIURL != "" {
+		st.Healthy, st.Problem = healthy(ctx, strings.TrimSuffix(st.APIURL, "/api/v2")+"/healthz")
+	}
+	driver, err := local.New(nil, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return st, err
+	}
+	computes, err := driver.Scan(ctx, l.volumes())
+	if err != nil {
+		return st, err
+	}
+	clusters, err := driver.Scan(ctx, l.control())
+	if err != nil {
+		return st, err
+	}
+	st.Computes, st.ControlDB = len(computes), len(clusters) > 0
+	st.HostFree, _ = free(dir)
+	st.PoolFree, st.Pool = free(l.path("pool"))
+	return st, nil
+}
+
+func healthy(ctx context.Context, url string) (bool, string) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return false, err.Error()
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return false, err.Error()
+	}
+	_ = res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return false, res.Status
+	}
+	return true, ""
+}
+
+func free(path string) (bytes int64, fs string) {
+	var st unix.Statfs_t
+	if unix.Statfs(path, &st) != nil {
+		return 0, ""
+	}
+	switch st.Type {
+	case unix.BTRFS_SUPER_MAGIC:
+		fs = "btrfs"
+	case unix.XFS_SUPER_MAGIC:
+		fs = "xfs"
+	default:
+		fs = "other"
+	}
+	return int64(st.Bavail) * st.Bsize, fs
+}
+
+// OpenAdmin gives `bough admin` the control database of a data directory whose server runs, or the one at url.
+func OpenAdmin(ctx context.Context, dir, url string) (control.Admin, func(), error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return control.Admin{}, nil, core.Wrap(err, "service.admin", "")
+	}
+	if url == "" {
+		l := layout{dir}
+		if _, err := os.Stat(l.controlSocket()); err != nil {
+			return control.Admin{}, nil, &core.Error{Kind: core.KindUnavailable, Err: err,
+				Message: "the control database of " + dir + " is not reachable: start the server (bough serve), and run this as the same user"}
+		}
+		url = l.controlURL()
+	}
+	st, err := store.Open(ctx, url, 2)
+	if err != nil {
+		return control.Admin{}, nil, err
+	}
+	return control.Admin{Store: st}, st.Close, nil
+}

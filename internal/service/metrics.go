@@ -1,0 +1,121 @@
+package service
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/boughdb/bough/internal/compute"
+	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/storage"
+)
+
+// metrics is what GET /metrics shows. It implements control.Recorder and proxy.Meter.
+type metrics struct {
+	registry   *prometheus.Registry
+	operations *prometheus.HistogramVec
+	wakes      *prometheus.HistogramVec
+	sessions   prometheus.Gauge
+	accepted   prometheus.Counter
+	bytes      *prometheus.CounterVec
+}
+
+func newMetrics() *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		operations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "bough_operation_seconds", Help: "Duration of operations' last attempts.",
+			Buckets: prometheus.ExponentialBuckets(0.005, 2, 14),
+		}, []string{"action", "status"}),
+		wakes: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "bough_wake_seconds", Help: "Time from a client's request for a sleeping compute until it accepts connections.",
+			Buckets: prometheus.ExponentialBuckets(0.01, 1.6, 14),
+		}, []string{"result"}),
+		sessions: prometheus.NewGauge(prometheus.GaugeOpts{Name: "bough_connections", Help: "Authenticated client sessions."}),
+		accepted: prometheus.NewCounter(prometheus.CounterOpts{Name: "bough_connections_total", Help: "Client sessions that authenticated."}),
+		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "bough_transfer_bytes_total", Help: "Bytes of the Postgres protocol through the proxy.",
+		}, []string{"direction"}),
+	}
+	m.registry.MustRegister(m.operations, m.wakes, m.sessions, m.accepted, m.bytes,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+// watch adds what is read when somebody looks.
+func (m *metrics) watch(computes *compute.Manager, pool *storage.Pool, endpoints func(ctx context.Context) (map[string]int, error)) {
+	m.registry.MustRegister(&lookCollector{computes: computes, pool: pool, endpoints: endpoints})
+}
+
+func (m *metrics) handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+}
+
+// OperationEnded implements control.Recorder.
+func (m *metrics) OperationEnded(action core.OperationAction, status core.OperationStatus, took time.Duration) {
+	m.operations.WithLabelValues(string(action), string(status)).Observe(took.Seconds())
+}
+
+// Woken implements control.Recorder.
+func (m *metrics) Woken(took time.Duration, err error) {
+	result := "ok"
+	if err != nil {
+		result = "error"
+	}
+	m.wakes.WithLabelValues(result).Observe(took.Seconds())
+}
+
+// SessionOpened implements proxy.Meter.
+func (m *metrics) SessionOpened(string) { m.sessions.Inc(); m.accepted.Inc() }
+
+// SessionClosed implements proxy.Meter.
+func (m *metrics) SessionClosed(string) { m.sessions.Dec() }
+
+// Transferred implements proxy.Meter.
+func (m *metrics) Transferred(_ string, fromClient, toClient int64) {
+	m.bytes.WithLabelValues("from_client").Add(float64(fromClient))
+	m.bytes.WithLabelValues("to_client").Add(float64(toClient))
+}
+
+// lookCollector reads gauges at every scrape.
+type lookCollector struct {
+	computes  *compute.Manager
+	pool      *storage.Pool
+	endpoints func(ctx context.Context) (map[string]int, error)
+}
+
+var (
+	computesDesc = prometheus.NewDesc("bough_computes", "Endpoints by the state of their compute.", []string{"state"}, nil)
+	runningDesc  = prometheus.NewDesc("bough_compute_processes", "Computes that run.", nil, nil)
+	freeDesc     = prometheus.NewDesc("bough_storage_free_bytes", "Free space.", []string{"place"}, nil)
+)
+
+// scrapeTimeout bounds what a scrape asks the control database.
+const scrapeTimeout = 2 * time.Second
+
+// Describe implements prometheus.Collector.
+func (c *lookCollector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- computesDesc
+	ch <- runningDesc
+	ch <- freeDesc
+}
+
+// Collect implements prometheus.Collector.
+func (c *lookCollector) Collect(ch chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.TODO(), scrapeTimeout) // the collector's interface has no context
+	defer cancel()
+	ch <- prometheus.MustNewConstMetric(runningDesc, prometheus.GaugeValue, float64(len(c.computes.Running())))
+	if states, err := c.endpoints(ctx); err == nil {
+		for state, n := range states {
+			ch <- prometheus.MustNewConstMetric(computesDesc, prometheus.GaugeValue, float64(n), state)
+		}
+	}
+	if s, err := c.pool.Space(ctx); err == nil {
+		ch <- prometheus.MustNewConstMetric(freeDesc, prometheus.GaugeValue, float64(s.Host.Free), "host")
+		ch <- prometheus.MustNewConstMetric(freeDesc, prometheus.GaugeValue, float64(s.Pool.Free), "pool")
+	}
+}

@@ -1,0 +1,391 @@
+package service
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/boughdb/bough/internal/auth"
+	"github.com/boughdb/bough/internal/certs"
+	"github.com/boughdb/bough/internal/compute"
+	"github.com/boughdb/bough/internal/compute/local"
+	"github.com/boughdb/bough/internal/control"
+	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/history"
+	"github.com/boughdb/bough/internal/httpd"
+	"github.com/boughdb/bough/internal/ops"
+	"github.com/boughdb/bough/internal/postgres"
+	"github.com/boughdb/bough/internal/proxy"
+	"github.com/boughdb/bough/internal/storage"
+	"github.com/boughdb/bough/internal/store"
+)
+
+const (
+	controlConns = 32 // sessions to the control database
+	stopTimeout  = 30 * time.Second
+	// Limits of the HTTP server: a slow client holds a connection no longer than this.
+	readHeaderTimeout = 10 * time.Second
+	readTimeout       = 60 * time.Second
+	idleTimeout       = 2 * time.Minute
+	maxHeaderBytes    = 64 << 10
+)
+
+// AdminFile is what DIR/admin.json holds: all that a client on this machine needs.
+type AdminFile struct {
+	APIURL string `json:"api_url"` // ends in /api/v2
+	APIKey string `json:"api_key"` // personal key of the first user
+	OrgID  string `json:"org_id"`
+	UserID string `json:"user_id"`
+	PGAddr string `json:"pg_addr"` // host:port of the proxy
+}
+
+// Server is a running Bough.
+type Server struct {
+	cfg    Config
+	layout layout
+	log    *slog.Logger
+	closes []func(ctx context.Context) // undone in reverse
+
+	driver  *local.Driver
+	control *control.Service
+	store   *store.Store
+	metrics *metrics
+	admin   AdminFile
+	storage string
+}
+
+// Run serves until ctx ends. ready is called once when clients can come.
+func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func(*Server)) (err error) {
+	if err := cfg.check(); err != nil {
+		return err
+	}
+	s := &Server{cfg: cfg, layout: layout{cfg.DataDir}, log: log, metrics: newMetrics()}
+	defer func() {
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+		defer cancel()
+		for i := len(s.closes) - 1; i >= 0; i-- {
+			s.closes[i](stop)
+		}
+		if cfg.StopComputes && err == nil {
+			err = stopProcesses(stop, s.layout, log)
+		}
+	}()
+	if err := s.start(ctx); err != nil {
+		return err
+	}
+	ready(s)
+	<-ctx.Done()
+	log.Info("stopping; computes keep running unless asked otherwise", "stop_computes", cfg.StopComputes)
+	return nil
+}
+
+func (s *Server) onClose(f func(ctx context.Context)) { s.closes = append(s.closes, f) }
+
+// Admin is what clients on this machine need.
+func (s *Server) Admin() AdminFile { return s.admin }
+
+// Storage is the name of the storage backend in use.
+func (s *Server) Storage() string { return s.storage }
+
+func (s *Server) start(ctx context.Context) error {
+	if err := os.MkdirAll(s.layout.dir, 0o755); err != nil {
+		return &core.Error{Kind: core.KindUnavailable, Message: fmt.Sprintf("cannot make the data directory %s; name another one with --data-dir", s.layout.dir), Err: err}
+	}
+	lock, err := takeLock(s.layout.lock())
+	if err != nil {
+		return err
+	}
+	s.onClose(func(context.Context) { lock.release() })
+	cred, err := local.Credential(s.cfg.ComputeUser)
+	if err != nil {
+		return err
+	}
+	builds, err := postgres.FindBuilds(ctx, s.cfg.PostgresDirs)
+	if err != nil {
+		return err
+	}
+	if s.driver, err = local.New(cred, s.log); err != nil {
+		return err
+	}
+	uid, gid := -1, -1
+	if cred != nil {
+		uid, gid = int(cred.Uid), int(cred.Gid)
+	}
+	pool, err := storage.Open(ctx, storage.Options{
+		Dir: s.layout.dir, Backend: s.cfg.Storage, Preallocate: s.cfg.Preallocate, SizeBytes: s.cfg.PoolSize, UID: uid, GID: gid,
+		HostReserve: s.cfg.HostReserve, PoolReserve: s.cfg.PoolReserve, Log: s.log,
+	})
+	if err != nil {
+		return err
+	}
+	s.storage = pool.Backend()
+	url := s.cfg.DatabaseURL
+	if url == "" {
+		cluster := &controlDB{layout: s.layout, builds: builds, cred: cred, driver: s.driver, log: s.log}
+		if url, err = cluster.start(ctx); err != nil {
+			return err
+		}
+	}
+	if s.store, err = store.Open(ctx, url, controlConns); err != nil {
+		return err
+	}
+	s.onClose(func(context.Context) { s.store.Close() })
+	if err := s.identify(ctx, pool); err != nil {
+		return err
+	}
+	sealer, err := auth.OpenSealer(s.layout.path("keys", "passwords.key"))
+	if err != nil {
+		return err
+	}
+	certificates, err := certs.Load(ctx, certs.Options{
+		Dir: s.layout.path("certs"), Domain: s.cfg.Domain, CertFile: s.cfg.TLSCert, KeyFile: s.cfg.TLSKey, Log: s.log,
+	})
+	if err != nil {
+		return err
+	}
+	watcher := &control.Watcher{}
+	background := context.WithoutCancel(ctx)
+	computes := compute.NewManager(background, compute.Options{
+		Driver: s.driver, RunDir: s.layout.runDir(), LogDir: s.layout.logs(), Cred: cred, Observer: watcher, Log: s.log,
+	})
+	s.onClose(func(context.Context) { computes.Close() })
+	queue, err := ops.New(ctx, s.store, s.log)
+	if err != nil {
+		return err
+	}
+	s.control = control.New(control.Options{
+		Store: s.store, Queue: queue, Computes: computes, Volumes: pool, WAL: history.NewDirs(s.layout.path("wal"), uid, gid),
+		Builds: builds, Sealer: sealer, Init: postgres.InitOptions{Cred: cred}, RunDir: s.layout.runDir(),
+		Addressing: control.Addressing{Domain: s.cfg.Domain, Region: s.cfg.Region, Resolves: resolves(ctx, s.cfg.Domain)},
+		Recorder:   s.metrics, Log: s.log,
+	})
+	watcher.S = s.control
+	s.metrics.watch(computes, pool, s.store.CountEndpoints)
+	if err := s.control.Recover(ctx, s.driver); err != nil {
+		return err
+	}
+	if err := queue.Start(ctx, s.control); err != nil {
+		return err
+	}
+	s.onClose(func(ctx context.Context) { queue.Stop(ctx) })
+	s.control.Start(ctx)
+	s.onClose(func(context.Context) { s.control.Stop() })
+
+	door := proxy.New(proxy.Options{
+		Addr: s.cfg.PGListen, Directory: directory{s.control.Door()}, Meter: s.metrics, Domain: s.cfg.Domain,
+		GetCertificate: certificates.GetCertificate, AllowPlaintext: s.cfg.AllowPlain,
+		HandshakeTimeout: time.Duration(s.cfg.HandshakeSecs) * time.Second, Log: s.log,
+	})
+	if err := door.Start(background); err != nil {
+		return err
+	}
+	s.onClose(func(ctx context.Context) { _ = door.Stop(ctx) })
+	_, port, err := net.SplitHostPort(door.Addr().String())
+	if err != nil {
+		return core.Wrap(err, "service.start", "")
+	}
+	listening, err := strconv.Atoi(port)
+	if err != nil {
+		return core.Wrap(err, "service.start", "")
+	}
+	if s.control.Addressing.Port, err = s.cfg.advertisedPort(listening); err != nil {
+		return err
+	}
+	return s.serveHTTP(ctx, door.Addr().String())
+}
+
+// directory shows the control plane to the front door.
+type directory struct{ control.Door }
+
+// Resolve implements proxy.Directory.
+func (d directory) Resolve(ctx context.Context, id string) (proxy.Target, error) {
+	e, running, err := d.Endpoint(ctx, id)
+	return proxy.Target{EndpointID: e.ID, ProjectID: e.ProjectID, BranchID: e.BranchID, Disabled: e.Disabled, Running: running}, err
+}
+
+func (s *Server) serveHTTP(ctx context.Context, pgAddr string) error {
+	listeners, addr, err := listen(ctx, s.cfg.HTTPListen)
+	if err != nil {
+		return err
+	}
+	// admin.json is there before the server says that it is ready.
+	if err := s.writeAdmin(ctx, "http://"+addr+"/api/v2", pgAddr); err != nil {
+		return err
+	}
+	server := &http.Server{
+		Handler: httpd.New(httpd.Options{
+			UseCases: s.control, Auth: s.control, Log: s.log, Ready: s.store.Ping, Metrics: s.metrics.handler(),
+		}),
+		ReadHeaderTimeout: readHeaderTimeout, ReadTimeout: readTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes,
+		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+	done := make(chan struct{}, len(listeners))
+	for _, l := range listeners {
+		go func() {
+			defer func() { done <- struct{}{} }()
+			if err := server.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
+				s.log.Error("the API stopped", "error", err)
+			}
+		}()
+	}
+	s.onClose(func(ctx context.Context) {
+		if err := server.Shutdown(ctx); err != nil {
+			_ = server.Close()
+		}
+		for range listeners {
+			<-done
+		}
+	})
+	return nil
+}
+
+// identify makes sure that the control database and the data directory belong together: what one of them does not know is
+// removed from the other.
+func (s *Server) identify(ctx context.Context, pool *storage.Pool) error {
+	const key = "data_directory"
+	onDisk, err := os.ReadFile(s.layout.identity())
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return core.Wrap(err, "service.identify", "")
+	}
+	known, err := s.store.Meta(ctx, key)
+	if err != nil {
+		return err
+	}
+	id := strings.TrimSpace(string(onDisk))
+	switch {
+	case id != "" && id == known:
+		return nil
+	case id == "" && known == "":
+		id = core.NewUUID()
+	case id == "" || known != "":
+		return core.Errorf(core.KindUnavailable, "", "the data directory %s and the control database belong to different installations; check --data-dir and --database-url", s.layout.dir)
+	default:
+		// A new control database for an old data directory: a first start that was cut off, or a mistake.
+		volumes, err := pool.List(ctx)
+		if err != nil {
+			return err
+		}
+		for _, v := range volumes {
+			if !strings.HasPrefix(v, "template-") {
+				return core.Errorf(core.KindUnavailable, "", "the data directory %s holds branches that the control database does not know; check --database-url, or restore the control database", s.layout.dir)
+			}
+		}
+	}
+	if err := writeFile(s.layout.identity(), []byte(id+"\n"), 0o600); err != nil {
+		return err
+	}
+	claimed, err := s.store.ClaimMeta(ctx, key, id)
+	if err == nil && claimed != id {
+		return core.Errorf(core.KindUnavailable, "", "another server has just claimed the control database; start again")
+	}
+	return err
+}
+
+// writeAdmin writes admin.json, with the key that is there already when it still works.
+func (s *Server) writeAdmin(ctx context.Context, apiURL, pgAddr string) error {
+	if raw, err := os.ReadFile(s.layout.admin()); err == nil {
+		_ = json.Unmarshal(raw, &s.admin) // a damaged file is replaced
+	}
+	if _, err := s.control.Authenticate(ctx, s.admin.APIKey, ""); err != nil {
+		if !core.IsKind(err, core.KindUnauthorized) {
+			return err
+		}
+		user, org, key, err := control.Admin{Store: s.store}.First(ctx)
+		if err != nil {
+			return err
+		}
+		s.admin = AdminFile{APIKey: key.Secret, OrgID: org.ID, UserID: user.ID}
+	}
+	s.admin.APIURL, s.admin.PGAddr = apiURL, pgAddr
+	raw, err := json.MarshalIndent(s.admin, "", "  ")
+	if err != nil {
+		return core.Wrap(err, "service.admin", "")
+	}
+	return writeFile(s.layout.admin(), append(raw, '\n'), 0o600)
+}
+
+// writeFile replaces a file so that a crash leaves the old or the new one.
+func writeFile(path string, content []byte, mode os.FileMode) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
+	if err != nil {
+		return core.Wrap(err, "service.write", "")
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(content)
+	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return core.Wrap(err, "service.write", "")
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// listen opens an address; 127.0.0.1 means [::1] too, because localhost may resolve to either.
+func listen(ctx context.Context, addr string) (listeners []net.Listener, bound string, err error) {
+	var config net.ListenConfig
+	l, err := config.Listen(ctx, "tcp", addr)
+	if err != nil {
+		return nil, "", &core.Error{Kind: core.KindUnavailable, Op: "service.listen", Message: "cannot listen on " + addr,
+			Hint: "another program may use the port; --http-listen chooses another one", Err: err}
+	}
+	tcp, ok := l.Addr().(*net.TCPAddr)
+	if ok && tcp.IP.Equal(net.IPv4(127, 0, 0, 1)) {
+		if l6, err := config.Listen(ctx, "tcp", fmt.Sprintf("[::1]:%d", tcp.Port)); err == nil {
+			return []net.Listener{l, l6}, tcp.String(), nil
+		}
+	}
+	return []net.Listener{l}, l.Addr().String(), nil
+}
+
+// resolves tells whether names under the domain resolve for programs of this machine, which ask the C library.
+func resolves(ctx context.Context, domain string) bool {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	name := "x." + domain
+	if getent, err := exec.LookPath("getent"); err == nil {
+		return exec.CommandContext(ctx, getent, "hosts", name).Run() == nil
+	}
+	addrs, err := net.DefaultResolver.LookupHost(ctx, name)
+	return err == nil && len(addrs) > 0
+}
+
+// lockFile is held by the server of a data directory; it holds the server's pid.
+type lockFile struct{ f *os.File }
+
+func takeLock(path string) (*lockFile, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, core.Wrap(err, "service.lock", "")
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		pid, _ := os.ReadFile(path)
+		_ = f.Close()
+		return nil, core.Errorf(core.KindUnavailable, "", "a server (pid %s) already runs on %s; stop it with: bough down --data-dir %s",
+			strings.TrimSpace(string(pid)), filepath.Dir(path), filepath.Dir(path))
+	}
+	if err := errors.Join(f.Truncate(0), writeAt(f, fmt.Sprintf("%d\n", os.Getpid()))); err != nil {
+		_ = f.Close()
+		return nil, core.Wrap(err, "service.lock", "")
+	}
+	return &lockFile{f}, nil
+}
+
+func writeAt(f *os.File, s string) error {
+	_, err := f.WriteAt([]byte(s), 0)
+	return err
+}
+
+func (l *lockFile) release() { _ = l.f.Close() }
