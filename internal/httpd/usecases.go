@@ -106,3 +106,8 @@ type Accounts interface {
 	GetOrganization(ctx context.Context, c core.Caller, id string) (core.Organization, error)
 	Regions() []control.Region
 }
+
+var (
+	_ UseCases      = (*control.Service)(nil)
+	_ Authenticator = (*control.Service)(nil)
+)
