@@ -59,7 +59,7 @@ func logTail(path string, offset int64) string {
 
 // The server's own words for settings that it refuses (lc_messages is C).
 var settingComplaint = regexp.MustCompile(`(?m)(?:unrecognized configuration parameter "[^"\n]*"` +
-	`|invalid value for parameter "[^"\n]*": "[^"\n]*"` +
+	`|invalid value for parameter "[^"\n]*": "[^"]{0,200}"` +
 	`|parameter "[^"\n]*" requires [^\n]*|parameter "[^"\n]*" cannot be [^\n"]*` +
 	`|[^\n]{1,80} is outside the valid range for parameter "[^"\n]*"[^\n]*)`)
 

@@ -1,8 +1,8 @@
 package postgres
 
 import (
-	"cmp"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"regexp"
@@ -121,13 +121,12 @@ func Config(o ConfigOptions) []Setting {
 }
 
 func mergeUser(s []Setting, user map[string]string, preload []string) []Setting {
-	names := make([]string, 0, len(user))
-	for name := range user {
-		names = append(names, name)
+	lower := make(map[string]string, len(user)) // setting names do not depend on case
+	for _, name := range slices.Sorted(maps.Keys(user)) {
+		lower[strings.ToLower(name)] = user[name]
 	}
-	slices.Sort(names)
-	for _, name := range names {
-		key, value := strings.ToLower(name), user[name]
+	for _, key := range slices.Sorted(maps.Keys(lower)) {
+		value := lower[key]
 		if !settingName.MatchString(key) || protected(key) || strings.ContainsRune(value, 0) {
 			continue
 		}
@@ -177,12 +176,7 @@ func protected(name string) bool {
 // ValidateSettings refuses user settings that the platform keeps for itself or that cannot be written down. Whether the
 // server knows a setting is found out when it starts.
 func ValidateSettings(settings map[string]string) error {
-	names := make([]string, 0, len(settings))
-	for name := range settings {
-		names = append(names, name)
-	}
-	slices.SortFunc(names, cmp.Compare[string])
-	for _, name := range names {
+	for _, name := range slices.Sorted(maps.Keys(settings)) {
 		key, value := strings.ToLower(name), settings[name]
 		switch {
 		case len(key) > maxNameBytes || !settingName.MatchString(key):
