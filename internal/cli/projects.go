@@ -1,0 +1,255 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"github.com/boughdb/bough/sdk"
+)
+
+func (a *app) projectsCmd() *cobra.Command {
+	return group("projects", "List, create, change and delete projects",
+		"A project holds branches that share one major version of Postgres.", []string{"project"},
+		a.projectsList(), a.projectsGet(), a.projectsCreate(), a.projectsUpdate(), a.projectsDelete())
+}
+
+func (a *app) projectsList() *cobra.Command {
+	var f sdk.ProjectFilter
+	c := &cobra.Command{Use: "list [flags]", Aliases: []string{"ls"}, Short: "List the projects that the key can see",
+		Example: "  bough projects list\n  bough projects list --search shop -o json"}
+	c.Flags().StringVar(&f.OrgID, "org-id", "", "only projects of this organization")
+	c.Flags().StringVar(&f.Search, "search", "", "only projects whose name or id contains this")
+	return a.verb(c, cobra.NoArgs, func(ctx context.Context, _ []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		all, err := sdk.All(cl.Projects(ctx, f))
+		if err != nil {
+			return err
+		}
+		t := &table{header: []string{"ID", "NAME", "POSTGRES", "REGION", "CREATED"}, empty: "No projects. Make one with: bough projects create"}
+		for _, p := range all {
+			t.add(p.ID, p.Name, strconv.Itoa(p.PgVersion), p.RegionID, a.ago(p.CreatedAt))
+		}
+		return a.printTable(all, t)
+	})
+}
+
+func (a *app) projectFields(p *sdk.Project) fields {
+	var f fields
+	f.add("Id", p.ID)
+	f.add("Name", p.Name)
+	f.add("Postgres", strconv.Itoa(p.PgVersion))
+	f.add("Region", p.RegionID)
+	f.add("Organization", deref(p.OrgID))
+	f.add("Keeps history for", duration(p.HistoryRetentionSeconds))
+	if !p.StorePasswords {
+		f.add("Passwords", "not stored")
+	}
+	f.add("Created", a.when(p.CreatedAt))
+	return f
+}
+
+func (a *app) projectsGet() *cobra.Command {
+	c := &cobra.Command{Use: "get [project] [flags]", Aliases: []string{"show"}, Short: "Show one project",
+		Long:    "Show a project, named by id or name. Without one: --project-id, BOUGH_PROJECT_ID, or the only project.",
+		Example: "  bough projects get brisk-ember-81697531\n  bough projects get -o json"}
+	return a.verb(a.projectFlag(c), cobra.MaximumNArgs(1), func(ctx context.Context, args []string) error {
+		a.firstIsProject(args)
+		cl, id, err := a.project(ctx)
+		if err != nil {
+			return err
+		}
+		p, err := cl.Project(ctx, id)
+		if err != nil {
+			return err
+		}
+		return a.printFields(p, a.projectFields(p))
+	})
+}
+
+// firstIsProject lets the first argument name the project.
+func (a *app) firstIsProject(args []string) {
+	if len(args) > 0 {
+		a.projectID = args[0]
+	}
+}
+
+func (a *app) projectsCreate() *cobra.Command {
+	var p struct {
+		name, org, region, database, role, branch string
+		pg                                        int
+		retention                                 string
+		noPasswords                               bool
+		compute                                   computeFlags
+	}
+	c := &cobra.Command{Use: "create [name] [flags]", Short: "Make a project with a default branch, role, database and compute",
+		Example: "  bough projects create shop\n" +
+			"  bough projects create --name shop --pg-version 16 --database orders --cu 0.25-2 --suspend-timeout 10m\n" +
+			"  bough projects create shop -o json | jq -r '.connection_uris[0].connection_uri'"}
+	f := c.Flags()
+	f.StringVar(&p.name, "name", "", "name (default: the id)")
+	f.StringVar(&p.org, "org-id", "", "organization that owns it (default: the first of the user)")
+	f.StringVar(&p.region, "region-id", "", "region (default: the server's)")
+	f.IntVar(&p.pg, "pg-version", 0, "major version of Postgres (default: the server's)")
+	f.StringVar(&p.branch, "branch", "", "name of the default branch (default: main)")
+	f.StringVar(&p.database, "database", "", "name of the first database (default: neondb)")
+	f.StringVar(&p.role, "role", "", "name of the first role (default: the database with _owner)")
+	f.StringVar(&p.retention, "history-retention", "", "how long history is kept, such as 24h or 7d")
+	f.BoolVar(&p.noPasswords, "no-store-passwords", false, "do not keep role passwords, so that they cannot be shown again")
+	p.compute.add(c)
+	return a.verb(a.waitFlag(c), cobra.MaximumNArgs(1), func(ctx context.Context, args []string) error {
+		name, err := oneName(args, p.name, "name", false)
+		if err != nil {
+			return err
+		}
+		req := sdk.ProjectCreate{Name: opt(name), OrgID: opt(p.org), RegionID: opt(p.region)}
+		if p.pg != 0 {
+			req.PgVersion = &p.pg
+		}
+		if p.noPasswords {
+			req.StorePasswords = new(false)
+		}
+		if req.HistoryRetentionSeconds, err = seconds("--history-retention", p.retention); err != nil {
+			return err
+		}
+		if p.branch != "" || p.database != "" || p.role != "" {
+			req.Branch = &sdk.ProjectCreateBranch{Name: opt(p.branch), DatabaseName: opt(p.database), RoleName: opt(p.role)}
+		}
+		low, high, suspend, err := p.compute.parse()
+		if err != nil {
+			return err
+		}
+		if low != nil || suspend != nil {
+			req.DefaultEndpointSettings = &sdk.DefaultEndpointSettings{AutoscalingLimitMinCU: low, AutoscalingLimitMaxCU: high,
+				SuspendTimeoutSeconds: suspend}
+		}
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		made, err := cl.CreateProject(ctx, req)
+		if err != nil {
+			return err
+		}
+		if made.Operations, err = a.wait(ctx, cl, made.Operations); err != nil {
+			a.note("project %s was created, but:", made.Project.ID)
+			return err
+		}
+		if err := a.refresh(ctx, cl, &made.Branch, made.Endpoints); err != nil {
+			return err
+		}
+		out := a.projectFields(&made.Project)
+		out.add("Branch", made.Branch.Name+" ("+made.Branch.ID+")")
+		for _, e := range made.Endpoints {
+			out.add("Endpoint", e.ID+" ("+string(e.CurrentState)+")")
+		}
+		for _, u := range made.ConnectionUris {
+			out.add("Connection", u.ConnectionURI)
+		}
+		return a.printFields(made, out)
+	})
+}
+
+// refresh reads a branch and endpoints again once their operations have ended, so that what is shown is how they are now.
+func (a *app) refresh(ctx context.Context, cl *sdk.Client, b *sdk.Branch, endpoints []sdk.Endpoint) error {
+	if a.noWait {
+		return nil
+	}
+	if b != nil {
+		now, err := cl.Branch(ctx, b.ProjectID, b.ID)
+		if err != nil {
+			return err
+		}
+		*b = *now
+	}
+	for i := range endpoints {
+		now, err := cl.Endpoint(ctx, endpoints[i].ProjectID, endpoints[i].ID)
+		if err != nil {
+			return err
+		}
+		endpoints[i] = *now
+	}
+	return nil
+}
+
+func (a *app) projectsUpdate() *cobra.Command {
+	var name, retention string
+	var compute computeFlags
+	c := &cobra.Command{Use: "update [project] [flags]", Short: "Rename a project or change its settings",
+		Long:    "Change a project. --cu and --suspend-timeout are for computes made from now on.",
+		Example: "  bough projects update brisk-ember-81697531 --name shop\n  bough projects update shop --history-retention 7d"}
+	c.Flags().StringVar(&name, "name", "", "new name")
+	c.Flags().StringVar(&retention, "history-retention", "", "how long history is kept, such as 24h or 7d")
+	compute.add(c)
+	return a.verb(a.waitFlag(a.projectFlag(c)), cobra.MaximumNArgs(1), func(ctx context.Context, args []string) error {
+		a.firstIsProject(args)
+		u := sdk.ProjectUpdate{Name: opt(name)}
+		var err error
+		if u.HistoryRetentionSeconds, err = seconds("--history-retention", retention); err != nil {
+			return err
+		}
+		low, high, suspend, err := compute.parse()
+		if err != nil {
+			return err
+		}
+		if low != nil || suspend != nil {
+			u.DefaultEndpointSettings = &sdk.DefaultEndpointSettings{AutoscalingLimitMinCU: low, AutoscalingLimitMaxCU: high,
+				SuspendTimeoutSeconds: suspend}
+		}
+		if u == (sdk.ProjectUpdate{}) {
+			return usagef("nothing to change: give --name, --history-retention, --cu or --suspend-timeout")
+		}
+		cl, id, err := a.project(ctx)
+		if err != nil {
+			return err
+		}
+		out, err := cl.UpdateProject(ctx, id, u)
+		if err != nil {
+			return err
+		}
+		if out.Operations, err = a.wait(ctx, cl, out.Operations); err != nil {
+			return err
+		}
+		return a.printFields(out, a.projectFields(&out.Project))
+	})
+}
+
+func (a *app) projectsDelete() *cobra.Command {
+	c := &cobra.Command{Use: "delete <project> [flags]", Aliases: []string{"rm"}, Short: "Delete a project with everything in it",
+		Example: "  bough projects delete brisk-ember-81697531\n  bough projects delete shop --yes"}
+	return a.verb(a.yesFlag(c), cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		cl, err := a.client()
+		if err != nil {
+			return err
+		}
+		if args[0] == "" {
+			return usagef("the name of the project is empty")
+		}
+		id, err := a.findProject(ctx, cl, args[0])
+		if err != nil {
+			return err
+		}
+		if err := a.confirm("Delete project %s with all its branches and data?", id); err != nil {
+			return err
+		}
+		p, err := cl.DeleteProject(ctx, id)
+		if err != nil {
+			return err
+		}
+		return a.deleted(p, "project "+p.ID+" ("+p.Name+")")
+	})
+}
+
+// deleted prints the answer for programs and one line for people.
+func (a *app) deleted(v any, what string) error {
+	if a.output == "json" {
+		return a.print(v, nil)
+	}
+	_, err := fmt.Fprintln(a.Out, "Deleted "+printable(what))
+	return err
+}
