@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -57,6 +58,7 @@ func serverFlags(f *pflag.FlagSet, c *service.Config) {
 	f.StringVar(&c.ComputeUser, "compute-user", "", "OS user of computes when the server is root; empty chooses bough or postgres")
 	f.StringVar(&c.TLSCert, "tls-cert", "", "certificate chain of the proxy (PEM); empty uses a local authority")
 	f.StringVar(&c.TLSKey, "tls-key", "", "key of --tls-cert (PEM)")
+	f.DurationVar(&c.Handshake, "handshake-timeout", 15*time.Second, "how long a Postgres client may take to authenticate")
 	f.BoolVar(&c.AllowPlain, "allow-plaintext", false, "let clients on this machine connect without TLS")
 	f.BoolVar(&c.StopComputes, "stop-computes", false, "on Ctrl-C or SIGTERM stop the computes and the control database too")
 	f.StringVar(&c.LogFormat, "log-format", "text", "text or json")

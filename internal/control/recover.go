@@ -54,9 +54,13 @@ func (s *Service) adoptComputes(ctx context.Context) error {
 		if queued || (up && e.State == core.EndpointActive && e.PendingState == "") {
 			continue
 		}
-		if up {
+		_, sleeps := e.IdleTimeout()
+		switch {
+		case up:
 			err = s.Store.EndpointActive(ctx, e.ID, time.Now())
-		} else {
+		case !sleeps && e.State == core.EndpointActive && e.PendingState == "":
+			err = s.restart(ctx, e.ID, "ended while the server was away", false)
+		default:
 			s.log.Info("a compute ended while the server was away", "endpoint_id", e.ID)
 			err = s.Store.EndpointIdle(ctx, e.ID)
 		}

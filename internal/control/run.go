@@ -401,6 +401,12 @@ func (s *Service) down(ctx context.Context, b core.Branch, computeID string) (op
 }
 
 func (s *Service) suspendCompute(ctx context.Context, b core.Branch, op core.Operation) (ops.Commit, error) {
+	if string(op.Params) == string(because(reasonIdle)) && s.usedAgain(ctx, op.EndpointID) {
+		return func(ctx context.Context, q store.Q) error {
+			_, err := q.SetEndpointPending(ctx, op.EndpointID, "")
+			return err
+		}, nil
+	}
 	commit, err := s.down(ctx, b, op.EndpointID)
 	if err != nil {
 		return nil, err
@@ -425,6 +431,22 @@ func (s *Service) suspendCompute(ctx context.Context, b core.Branch, op core.Ope
 		_, err = q.SetEndpointPending(ctx, e.ID, core.EndpointActive)
 		return err
 	}, nil
+}
+
+// usedAgain tells whether somebody came between the decision to suspend an idle compute and the act.
+func (s *Service) usedAgain(ctx context.Context, endpointID string) bool {
+	e, err := s.Store.AnyEndpoint(ctx, endpointID)
+	if err != nil || e.Deleting {
+		return false
+	}
+	conn, err := s.Computes.Conn(ctx, endpointID, postgres.AdminDatabase)
+	if err != nil {
+		return false
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	a, err := postgres.ReadActivity(ctx, conn)
+	limit, sleeps := e.IdleTimeout()
+	return err == nil && (!sleeps || a.Active || time.Since(a.LastActive) < limit)
 }
 
 // applyConfig changes roles and databases in the catalog. A sleeping branch is woken for it, and sleeps again.

@@ -68,6 +68,9 @@ func (l *crashLog) tooMany(id string, now time.Time) bool {
 // Watcher is told what happens to running computes; see compute.Observer.
 type Watcher struct{ S *Service }
 
+// reasonIdle is why an unused compute is suspended.
+const reasonIdle = "idle"
+
 // because is the parameter of an operation that nobody asked for.
 func because(reason string) json.RawMessage {
 	b, _ := json.Marshal(map[string]string{"reason": reason}) // cannot fail
@@ -78,53 +81,50 @@ func because(reason string) json.RawMessage {
 func (w Watcher) ComputeExited(ctx context.Context, id string, exit compute.Exit) {
 	s := w.S
 	s.log.Error("compute crashed", "endpoint_id", id, "status", exit.Status)
-	err := func() error {
-		e, err := s.Store.Endpoint(ctx, id)
-		if core.IsKind(err, core.KindNotFound) {
-			return s.Store.DeleteHandle(ctx, id) // work on a branch without an endpoint: its operation starts it again
-		}
-		if err != nil {
-			return err
-		}
-		give := s.crashes.tooMany(id, time.Now())
-		err = s.Store.Tx(ctx, func(q store.Q) error {
-			if _, err := q.LockBranch(ctx, e.ProjectID, e.BranchID); err != nil {
-				return err
-			}
-			e, err := q.LockEndpoint(ctx, id)
-			if err != nil {
-				return err
-			}
-			if err := q.DeleteHandle(ctx, id); err != nil {
-				return err
-			}
-			if e.State != core.EndpointActive || e.PendingState != "" {
-				return nil // what is queued takes care of it
-			}
-			if give || e.Disabled {
-				return q.EndpointIdle(ctx, id)
-			}
-			op := newOperation(core.Caller{}, e.ProjectID, e.BranchID, id, core.ActionStartCompute)
-			op.Params = because("crash: " + exit.Status)
-			if _, err := q.SetEndpointPending(ctx, id, core.EndpointActive); err != nil {
-				return err
-			}
-			_, err = s.Queue.Enqueue(ctx, q, op)
-			return err
-		})
-		if err == nil {
-			s.Queue.Kick(e.BranchID)
-		}
-		return err
-	}()
+	err := s.Store.DeleteHandle(ctx, id)
+	if err == nil {
+		err = s.restart(ctx, id, "crash: "+exit.Status, s.crashes.tooMany(id, time.Now()))
+	}
 	if err != nil && !core.IsKind(err, core.KindNotFound) && ctx.Err() == nil {
 		s.log.Error("cannot restart a crashed compute; the next connection does", "endpoint_id", id, "error", err)
 	}
 }
 
+// restart queues a start of a compute that ended by itself, or marks it as asleep when it is to be left so. What is queued
+// already takes care of it; work on a branch without an endpoint is started again by its operation.
+func (s *Service) restart(ctx context.Context, id, reason string, leave bool) error {
+	e, err := s.Store.Endpoint(ctx, id)
+	if err != nil {
+		return err
+	}
+	err = s.Store.Tx(ctx, func(q store.Q) error {
+		if _, err := q.LockBranch(ctx, e.ProjectID, e.BranchID); err != nil {
+			return err
+		}
+		e, err := q.LockEndpoint(ctx, id)
+		if err != nil || e.State != core.EndpointActive || e.PendingState != "" {
+			return err
+		}
+		if leave || e.Disabled {
+			return q.EndpointIdle(ctx, id)
+		}
+		op := newOperation(core.Caller{}, e.ProjectID, e.BranchID, id, core.ActionStartCompute)
+		op.Params = because(reason)
+		if _, err := q.SetEndpointPending(ctx, id, core.EndpointActive); err != nil {
+			return err
+		}
+		_, err = s.Queue.Enqueue(ctx, q, op)
+		return err
+	})
+	if err == nil {
+		s.Queue.Kick(e.BranchID)
+	}
+	return err
+}
+
 // ComputeIdle suspends a compute that nobody uses.
 func (w Watcher) ComputeIdle(ctx context.Context, id string, lastActive time.Time) {
-	if err := w.S.suspend(ctx, id, "idle"); err != nil && ctx.Err() == nil && !core.IsKind(err, core.KindNotFound) {
+	if err := w.S.suspend(ctx, id, reasonIdle); err != nil && ctx.Err() == nil && !core.IsKind(err, core.KindNotFound) {
 		w.S.log.Warn("cannot suspend an idle compute", "endpoint_id", id, "error", err)
 	}
 }

@@ -72,7 +72,7 @@ func (d *door) withLog(next http.Handler) http.Handler {
 		next.ServeHTTP(rec, r)
 		info, _ := r.Context().Value(infoKey{}).(*callInfo)
 		level := slog.LevelInfo
-		if info.operation == "" && rec.code() == http.StatusOK { // health checks and scrapes
+		if r.Method == http.MethodGet && rec.code() == http.StatusOK { // reads: polls, health checks, scrapes
 			level = slog.LevelDebug
 		}
 		d.log.LogAttrs(r.Context(), level, "http request",

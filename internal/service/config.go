@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/boughdb/bough/internal/core"
 )
@@ -21,27 +22,27 @@ const Version = "0.1.0"
 
 // Config is the configuration of a server; every field is a flag of `bough serve`.
 type Config struct {
-	DataDir       string
-	HTTPListen    string // host:port; port 0 picks a free one
-	PGListen      string // host:port; port 0 picks a free one
-	PGAdvertise   string // host:port or :port that clients use; "" is where the proxy listens
-	Domain        string // endpoint hosts are ep-….<Domain>
-	Region        string // default region id
-	Storage       string // auto, btrfs or copy
-	Preallocate   bool   // reserve the pool image's space
-	PoolSize      int64  // bytes of a new pool image; 0 chooses
-	HostReserve   int64  // bytes to keep free on the host; 0 chooses
-	PoolReserve   int64  // bytes to keep free in the pool; 0 chooses
-	DatabaseURL   string // the control database; "" runs an own cluster in the data directory
-	PostgresDirs  []string
-	ComputeUser   string // OS user of computes, as root; "" chooses
-	TLSCert       string
-	TLSKey        string
-	AllowPlain    bool // let loopback clients connect without TLS
-	StopComputes  bool // on SIGTERM too
-	LogFormat     string
-	LogLevel      string
-	HandshakeSecs int // limit of a client's handshake; 0 is the default of 15
+	DataDir      string
+	HTTPListen   string // host:port; port 0 picks a free one
+	PGListen     string // host:port; port 0 picks a free one
+	PGAdvertise  string // host:port or :port that clients use; "" is where the proxy listens
+	Domain       string // endpoint hosts are ep-….<Domain>
+	Region       string // default region id
+	Storage      string // auto, btrfs or copy
+	Preallocate  bool   // reserve the pool image's space
+	PoolSize     int64  // bytes of a new pool image; 0 chooses
+	HostReserve  int64  // bytes to keep free on the host; 0 chooses
+	PoolReserve  int64  // bytes to keep free in the pool; 0 chooses
+	DatabaseURL  string // the control database; "" runs an own cluster in the data directory
+	PostgresDirs []string
+	ComputeUser  string // OS user of computes, as root; "" chooses
+	TLSCert      string
+	TLSKey       string
+	AllowPlain   bool // let loopback clients connect without TLS
+	StopComputes bool // on SIGTERM too
+	LogFormat    string
+	LogLevel     string
+	Handshake    time.Duration // limit of a client's handshake
 }
 
 // DefaultDataDir is where a server keeps its data: /var/lib/bough as root, else $XDG_DATA_HOME/bough.

@@ -185,7 +185,7 @@ func (s *Server) start(ctx context.Context) error {
 	door := proxy.New(proxy.Options{
 		Addr: s.cfg.PGListen, Directory: directory{s.control.Door()}, Meter: s.metrics, Domain: s.cfg.Domain,
 		GetCertificate: certificates.GetCertificate, AllowPlaintext: s.cfg.AllowPlain,
-		HandshakeTimeout: time.Duration(s.cfg.HandshakeSecs) * time.Second, Log: s.log,
+		HandshakeTimeout: s.cfg.Handshake, Log: s.log,
 	})
 	if err := door.Start(background); err != nil {
 		return err
