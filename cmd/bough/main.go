@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/boughdb/bough/internal/cli"
 	"github.com/boughdb/bough/internal/core"
 	"github.com/boughdb/bough/internal/service"
 )
@@ -32,29 +33,29 @@ func run(ctx context.Context, args []string) int {
 computes that sleep when unused and wake on the first connection.
 
 Start a server with 'bough serve' (or 'bough up' in the background); the other verbs talk to it.`,
-		Version:       service.Version,
-		SilenceUsage:  true,
-		SilenceErrors: true,
+		Version: service.Version,
 	}
 	root.SetArgs(args)
-	root.AddGroup(&cobra.Group{ID: "server", Title: "The server:"})
+	root.AddGroup(&cobra.Group{ID: "server", Title: "The server:"}, &cobra.Group{ID: "client", Title: "What is in it:"})
 	for _, cmd := range []*cobra.Command{serveCommand(), upCommand(), downCommand(), statusCommand(), adminCommand()} {
 		cmd.GroupID = "server"
+		if err := fromEnvironment(cmd); err != nil {
+			return report(err)
+		}
 		root.AddCommand(cmd)
 	}
-	root.AddCommand(clientCommands()...)
-	fromEnvironment(root)
-	err := root.ExecuteContext(ctx)
-	if err == nil {
-		return 0
+	for _, cmd := range cli.Commands(cli.Options{}) {
+		cmd.GroupID = "client"
+		root.AddCommand(cmd)
 	}
-	return report(err)
+	cli.Prepare(root)
+	return report(root.ExecuteContext(ctx))
 }
 
-// report prints an error in one line, with what an operator can do about it.
+// report prints an error, with what an operator can do about it, and returns the exit code.
 func report(err error) int {
-	if code, ok := clientError(err); ok {
-		return code
+	if err == nil {
+		return cli.ExitOK
 	}
 	text := err.Error()
 	if e, ok := errors.AsType[*core.Error](err); ok && e.Kind != core.KindInternal {
@@ -67,23 +68,25 @@ func report(err error) int {
 		}
 	}
 	fmt.Fprintln(os.Stderr, "bough: "+text)
-	return 1
+	return cli.ExitCode(err)
 }
 
 // fromEnvironment lets BOUGH_FLAG_NAME set every flag that the command line does not.
-func fromEnvironment(cmd *cobra.Command) {
+func fromEnvironment(cmd *cobra.Command) error {
+	var failed error
 	set := func(f *pflag.Flag) {
 		name := "BOUGH_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
-		if v, ok := os.LookupEnv(name); ok && v != "" && !f.Changed && f.Name != "help" && f.Name != "version" {
+		if v := os.Getenv(name); v != "" {
 			if err := f.Value.Set(v); err != nil {
-				fmt.Fprintf(os.Stderr, "bough: %s=%q: %v\n", name, v, err)
-				os.Exit(2)
+				failed = core.Invalidf("the environment variable %s=%q: %v", name, v, err)
 			}
+			f.DefValue = f.Value.String() // what --help shows
 		}
 	}
 	cmd.Flags().VisitAll(set)
 	cmd.PersistentFlags().VisitAll(set)
 	for _, sub := range cmd.Commands() {
-		fromEnvironment(sub)
+		failed = errors.Join(failed, fromEnvironment(sub))
 	}
+	return failed
 }

@@ -107,7 +107,7 @@ func (l *logBuffer) String() string {
 func newDoor(t *testing.T, d *desk, change ...func(*Options)) (*httptest.Server, *logBuffer) {
 	t.Helper()
 	log := &logBuffer{}
-	opt := Options{UseCases: d, Auth: d, Log: slog.New(slog.NewTextHandler(log, nil))}
+	opt := Options{UseCases: d, Auth: d, Log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))}
 	for _, f := range change {
 		f(&opt)
 	}
