@@ -55,7 +55,7 @@ func (s *Server) forwardCancel(ctx context.Context, key cancelKey) {
 		s.log.Debug("cancel request: the compute does not answer", "endpoint", sess.endpointID, "error", err)
 		return
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })
 	defer stop()
 	msg, err := (&pgproto3.CancelRequest{ProcessID: backend.ProcessID, SecretKey: backend.SecretKey}).Encode(nil)
