@@ -244,10 +244,10 @@ func TestPaging(t *testing.T) {
 		last := strings.HasPrefix(cursor, "after-")
 		switch r.URL.Path {
 		case "/api/v2/projects":
-			switch {
-			case cursor == "b":
+			switch cursor {
+			case "b":
 				reply(w, 200, map[string]any{"projects": item("c"), "pagination": map[string]any{"cursor": "c"}})
-			case cursor == "c":
+			case "c":
 				reply(w, 200, map[string]any{"projects": item()})
 			default:
 				reply(w, 200, map[string]any{"projects": item("a", "b"), "pagination": map[string]any{"cursor": "b"}})

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -15,6 +16,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/proxy"
 	"github.com/boughdb/bough/internal/service"
 	"github.com/boughdb/bough/sdk"
 )
@@ -39,10 +41,10 @@ port of the Postgres proxy is busy it takes the next free one, and says so.`,
 			}
 			if !st.Healthy {
 				if !cmd.Flags().Changed("pg-listen") {
-					cfg.PGListen = freePort(cfg.PGListen)
+					cfg.PGListen = freePort(cmd.Context(), cfg.PGListen)
 				}
 				if !cmd.Flags().Changed("http-listen") {
-					cfg.HTTPListen = freePort(cfg.HTTPListen)
+					cfg.HTTPListen = freePort(cmd.Context(), cfg.HTTPListen)
 				}
 				if st, err = launch(cmd, cfg); err != nil {
 					return err
@@ -74,7 +76,7 @@ Connect:
 func serverLog(dir string) string { return filepath.Join(dir, "log", "server.log") }
 
 // freePort returns the address, or the next one whose port is free.
-func freePort(addr string) string {
+func freePort(ctx context.Context, addr string) string {
 	host, text, err := net.SplitHostPort(addr)
 	port, convErr := strconv.Atoi(text)
 	if err != nil || convErr != nil || port == 0 {
@@ -82,11 +84,13 @@ func freePort(addr string) string {
 	}
 	for p := port; p < port+100; p++ {
 		next := net.JoinHostPort(host, strconv.Itoa(p))
-		l, err := net.Listen("tcp", next)
+		listeners, err := proxy.Listen(ctx, next, slog.New(slog.DiscardHandler))
 		if err != nil {
 			continue
 		}
-		_ = l.Close()
+		for _, l := range listeners {
+			_ = l.Close()
+		}
 		if p != port {
 			fmt.Fprintf(os.Stderr, "Port %d is busy: using %d.\n", port, p)
 		}
@@ -139,7 +143,7 @@ func launch(cmd *cobra.Command, cfg service.Config) (service.Status, error) {
 		}
 		select {
 		case err := <-exited:
-			return st, fmt.Errorf("the server ended (%v); the end of %s:\n%s", err, path, tail(path))
+			return st, fmt.Errorf("the server ended (%w); the end of %s:\n%s", err, path, tail(path))
 		case <-ctx.Done():
 			return st, fmt.Errorf("the server did not get ready; see %s", path)
 		case <-time.After(50 * time.Millisecond):

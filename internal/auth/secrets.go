@@ -4,6 +4,7 @@ package auth
 import (
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
@@ -21,7 +22,10 @@ func HashKey(secret string) []byte {
 }
 
 // Sealer encrypts what must be shown again: role passwords. AES-256-GCM with a random nonce, key from a file.
-type Sealer struct{ aead cipher.AEAD }
+type Sealer struct {
+	aead cipher.AEAD
+	key  []byte
+}
 
 // keySize selects AES-256.
 const keySize = 32
@@ -46,7 +50,7 @@ func OpenSealer(path string) (*Sealer, error) {
 	if err != nil {
 		return nil, core.Wrap(err, "auth.key_file", "")
 	}
-	return &Sealer{aead}, nil
+	return &Sealer{aead, key}, nil
 }
 
 // makeKey links a finished file into place, so that of two servers that start at once both read the same key.
@@ -75,6 +79,15 @@ func makeKey(path string) ([]byte, error) {
 		_ = dir.Close()
 	}
 	return os.ReadFile(path)
+}
+
+// Derive makes a secret of its own for a purpose: HKDF-SHA-256 (RFC 5869) of the key file.
+func (s *Sealer) Derive(purpose string) []byte {
+	out, err := hkdf.Key(sha256.New, s.key, nil, purpose, keySize)
+	if err != nil {
+		panic(err) // only for a length that SHA-256 cannot give
+	}
+	return out
 }
 
 // Seal encrypts text for one place: it opens only with the same place.

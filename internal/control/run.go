@@ -217,14 +217,12 @@ func (s *Service) running(ctx context.Context, branchID string) (computeID strin
 
 // spec is what a compute of a branch should be; e may be empty, when the branch has no endpoint.
 func (s *Service) spec(ctx context.Context, b core.Branch, computeID string, e core.Endpoint) (compute.Spec, error) {
-	major := 0
-	// A project that is being deleted has no row to be seen, and its computes are never started.
-	if project, err := s.Store.Project(ctx, b.ProjectID); err == nil {
-		major = project.PGVersion
-	} else {
+	// A project that is being deleted is not found, and its computes are never started.
+	project, err := s.Store.Project(ctx, b.ProjectID)
+	if err != nil {
 		return compute.Spec{}, gone(err)
 	}
-	build, err := s.build(major)
+	build, err := s.build(project.PGVersion)
 	if err != nil {
 		return compute.Spec{}, &core.Error{Kind: core.KindUnprocessable, Message: core.UserMessage(err), Err: err}
 	}

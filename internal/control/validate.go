@@ -2,6 +2,7 @@ package control
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -253,7 +254,7 @@ func mergeSettings(cur, sent json.RawMessage) (json.RawMessage, error) {
 }
 
 func jsonProblem(err error) string {
-	if e, ok := err.(*json.UnmarshalTypeError); ok {
+	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
 		return fmt.Sprintf("%s must not be a %s", e.Field, e.Value)
 	}
 	return "not valid"

@@ -43,7 +43,9 @@ func randomInt(n int) int {
 	return int(v.Int64())
 }
 
-func words() string { return adjectives[randomInt(len(adjectives))] + "-" + nouns[randomInt(len(nouns))] }
+func words() string {
+	return adjectives[randomInt(len(adjectives))] + "-" + nouns[randomInt(len(nouns))]
+}
 
 // NewProjectID makes an id like quiet-river-12345678.
 func NewProjectID() string { return words() + "-" + RandomText(digits, 8) }

@@ -272,7 +272,7 @@ func segments(t *testing.T, dir string) map[string]uint64 {
 		}
 		var st unix.Stat_t
 		must(t, unix.Lstat(filepath.Join(dir, e.Name()), &st))
-		found[e.Name()] = uint64(st.Nlink)
+		found[e.Name()] = st.Nlink
 	}
 	return found
 }

@@ -67,7 +67,7 @@ func explain(err error) error {
 func collect(err error, report func(re *openapi3filter.RequestError, se *openapi3.SchemaError, cause error)) {
 	var walk func(re *openapi3filter.RequestError, err error)
 	walk = func(re *openapi3filter.RequestError, err error) {
-		switch e := err.(type) {
+		switch e := err.(type) { //nolint:errorlint // the walk goes from layer to layer itself
 		case openapi3.MultiError:
 			for _, sub := range e {
 				walk(re, sub)

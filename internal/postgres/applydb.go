@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -90,7 +91,7 @@ func SetDatabaseOwner(ctx context.Context, conn *pgx.Conn, name, owner string) e
 	}
 	var old string
 	err := conn.QueryRow(ctx, "SELECT pg_get_userbyid(datdba)::text FROM pg_database WHERE datname = $1", name).Scan(&old)
-	if err == pgx.ErrNoRows {
+	if errors.Is(err, pgx.ErrNoRows) {
 		return core.NotFoundf("database %q does not exist", name)
 	} else if err != nil {
 		return applyError(err, op)
@@ -100,7 +101,7 @@ func SetDatabaseOwner(ctx context.Context, conn *pgx.Conn, name, owner string) e
 		err = withDatabase(ctx, conn, name, func(c *pgx.Conn) error {
 			var schemaOwner string
 			err := c.QueryRow(ctx, "SELECT pg_get_userbyid(nspowner)::text FROM pg_namespace WHERE nspname = 'public'").Scan(&schemaOwner)
-			if err == pgx.ErrNoRows || (err == nil && schemaOwner != old && schemaOwner != AdminRole) {
+			if errors.Is(err, pgx.ErrNoRows) || (err == nil && schemaOwner != old && schemaOwner != AdminRole) {
 				return nil
 			} else if err != nil {
 				return err

@@ -125,8 +125,9 @@ func withServer(ctx context.Context, b Build, o InitOptions, scratch string, f f
 	if err := cmd.Start(); err != nil {
 		return core.Wrap(err, op, "")
 	}
-	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }() // ends below: every return waits for it
+	exited := make(chan struct{})
+	var waitErr error                                   // valid once exited is closed
+	go func() { waitErr = cmd.Wait(); close(exited) }() // ends below: every return waits for it
 	gone := false
 	defer func() {
 		if !gone {
@@ -149,9 +150,9 @@ func withServer(ctx context.Context, b Build, o InitOptions, scratch string, f f
 			break
 		}
 		select {
-		case werr := <-exited:
+		case <-exited:
 			gone = true
-			return fmt.Errorf("postgres ended at start: %v: %w", werr, err)
+			return fmt.Errorf("postgres ended at start: %w: %w", waitErr, err)
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(10 * time.Millisecond):
@@ -166,9 +167,9 @@ func withServer(ctx context.Context, b Build, o InitOptions, scratch string, f f
 		return err
 	}
 	select {
-	case werr := <-exited:
+	case <-exited:
 		gone = true
-		return werr
+		return waitErr
 	case <-ctx.Done():
 		return ctx.Err()
 	}

@@ -108,7 +108,7 @@ func applyError(err error, op string) error {
 	if !ok {
 		return core.Wrap(err, op, "")
 	}
-	kind := core.KindInternal
+	var kind core.Kind
 	code := ""
 	switch e.Code {
 	case stateDuplicateObject, stateDuplicateDatabase:

@@ -13,9 +13,9 @@ import (
 // keepAlive finds a dead peer in about two minutes.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 60 * time.Second, Interval: 15 * time.Second, Count: 4}
 
-// listen opens the door's address. *.localhost may resolve to 127.0.0.1 or to ::1, so a loopback address (127.0.0.1, ::1,
+// Listen opens a door's address. *.localhost may resolve to 127.0.0.1 or to ::1, so a loopback address (127.0.0.1, ::1,
 // localhost) means both, on one port; a machine without ::1 gets 127.0.0.1 only.
-func listen(ctx context.Context, addr string, log *slog.Logger) ([]net.Listener, error) {
+func Listen(ctx context.Context, addr string, log *slog.Logger) ([]net.Listener, error) {
 	lc := net.ListenConfig{KeepAliveConfig: keepAlive}
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {

@@ -102,7 +102,7 @@ func (s *Server) Start(ctx context.Context) error {
 	if s.cancel != nil || s.stopped {
 		return nil
 	}
-	listeners, err := listen(ctx, s.opt.Addr, s.log)
+	listeners, err := Listen(ctx, s.opt.Addr, s.log)
 	if err != nil {
 		return &core.Error{Kind: core.KindUnavailable, Op: "proxy.start", Message: "cannot listen on " + s.opt.Addr,
 			Hint: "another server may use the port; --pg-listen chooses another one", Err: err}

@@ -185,7 +185,7 @@ func (s *Server) start(ctx context.Context) error {
 	door := proxy.New(proxy.Options{
 		Addr: s.cfg.PGListen, Directory: directory{s.control.Door()}, Meter: s.metrics, Domain: s.cfg.Domain,
 		GetCertificate: certificates.GetCertificate, AllowPlaintext: s.cfg.AllowPlain,
-		HandshakeTimeout: s.cfg.Handshake, Log: s.log,
+		HandshakeTimeout: s.cfg.Handshake, MockSecret: sealer.Derive("unknown roles"), Log: s.log,
 	})
 	if err := door.Start(background); err != nil {
 		return err
@@ -215,10 +215,12 @@ func (d directory) Resolve(ctx context.Context, id string) (proxy.Target, error)
 }
 
 func (s *Server) serveHTTP(ctx context.Context, pgAddr string) error {
-	listeners, addr, err := listen(ctx, s.cfg.HTTPListen)
+	listeners, err := proxy.Listen(ctx, s.cfg.HTTPListen, s.log)
 	if err != nil {
-		return err
+		return &core.Error{Kind: core.KindUnavailable, Op: "service.listen", Message: "cannot listen on " + s.cfg.HTTPListen,
+			Hint: "another program may use the port; --http-listen chooses another one", Err: err}
 	}
+	addr := listeners[0].Addr().String()
 	// admin.json is there before the server says that it is ready.
 	if err := s.writeAdmin(ctx, "http://"+addr+"/api/v2", pgAddr); err != nil {
 		return err
@@ -331,23 +333,6 @@ func writeFile(path string, content []byte, mode os.FileMode) error {
 		return core.Wrap(err, "service.write", "")
 	}
 	return syncDir(filepath.Dir(path))
-}
-
-// listen opens an address; 127.0.0.1 means [::1] too, because localhost may resolve to either.
-func listen(ctx context.Context, addr string) (listeners []net.Listener, bound string, err error) {
-	var config net.ListenConfig
-	l, err := config.Listen(ctx, "tcp", addr)
-	if err != nil {
-		return nil, "", &core.Error{Kind: core.KindUnavailable, Op: "service.listen", Message: "cannot listen on " + addr,
-			Hint: "another program may use the port; --http-listen chooses another one", Err: err}
-	}
-	tcp, ok := l.Addr().(*net.TCPAddr)
-	if ok && tcp.IP.Equal(net.IPv4(127, 0, 0, 1)) {
-		if l6, err := config.Listen(ctx, "tcp", fmt.Sprintf("[::1]:%d", tcp.Port)); err == nil {
-			return []net.Listener{l, l6}, tcp.String(), nil
-		}
-	}
-	return []net.Listener{l}, l.Addr().String(), nil
 }
 
 // resolves tells whether names under the domain resolve for programs of this machine, which ask the C library.

@@ -66,7 +66,7 @@ func copyTree(ctx context.Context, src, dst string) error {
 			return err
 		}
 		from, to := filepath.Join(src, e.Name()), filepath.Join(dst, e.Name())
-		err := error(nil)
+		var err error
 		switch {
 		case e.IsDir():
 			err = copyTree(ctx, from, to)
