@@ -174,7 +174,7 @@ func (q *Queue) sweep(ctx context.Context) error {
 	return nil
 }
 
-// Stop lets the running operations end, up to a limit; what does not is taken up at the next start.
+// Stop lets the running operations end until ctx does, up to a limit; what does not is taken up at the next start.
 func (q *Queue) Stop(ctx context.Context) {
 	q.stopOnce.Do(func() {
 		q.mu.Lock()
@@ -183,7 +183,7 @@ func (q *Queue) Stop(ctx context.Context) {
 		if q.cancel == nil {
 			return
 		}
-		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopDeadline)
+		patience, cancel := context.WithTimeout(ctx, stopDeadline)
 		defer cancel()
 		idle := make(chan struct{})
 		go func() {
@@ -200,14 +200,16 @@ func (q *Queue) Stop(ctx context.Context) {
 				}
 				select {
 				case <-b.done:
-				case <-stop.Done():
+				case <-patience.Done():
 					return
 				}
 			}
 		}()
 		<-idle
 		q.cancel()
-		_ = q.river.StopAndCancel(stop)
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopDeadline)
+		defer cancel()
+		_ = q.river.StopAndCancel(end) // its jobs wait for branches, which have just ended
 		q.work.Wait()
 		q.release()
 	})
