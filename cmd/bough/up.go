@@ -59,13 +59,13 @@ port of the Postgres proxy is busy it takes the next free one, and says so.`,
   API          %s
   API key      in %s
   server log   %s
-  stop it      bough down --data-dir %s
+  stop it      %s down --data-dir %s
 
 Connect:
 
   psql '%s'
 
-`, st.APIURL, filepath.Join(st.DataDir, "admin.json"), serverLog(st.DataDir), st.DataDir, uri)
+`, st.APIURL, filepath.Join(st.DataDir, "admin.json"), serverLog(st.DataDir), os.Args[0], st.DataDir, uri)
 			return nil
 		},
 	}

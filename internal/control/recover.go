@@ -62,12 +62,24 @@ func (s *Service) adoptComputes(ctx context.Context) error {
 			err = s.restart(ctx, e.ID, "ended while the server was away", false)
 		default:
 			s.log.Info("a compute ended while the server was away", "endpoint_id", e.ID)
-			err = s.Store.EndpointIdle(ctx, e.ID)
+			if err = s.Store.EndpointIdle(ctx, e.ID); err == nil {
+				err = s.trimBranch(ctx, e.BranchID)
+			}
 		}
 		if err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// trimBranch trims a branch whose compute was stopped by somebody else: `bough down`, the machine.
+func (s *Service) trimBranch(ctx context.Context, id string) error {
+	b, err := s.Store.BranchByID(ctx, id)
+	if err != nil {
+		return err
+	}
+	s.trim(ctx, ref(b))
 	return nil
 }
 

@@ -376,11 +376,7 @@ func (s *Service) down(ctx context.Context, b core.Branch, computeID string) (op
 	if err := s.Computes.Stop(ctx, computeID, compute.StopFast); err != nil {
 		return nil, err
 	}
-	if info, err := readControl(s.Volumes.Path(b.VolumeID)); err == nil && info.Clean {
-		if err := history.Trim(ctx, s.WAL.Path(b.ID, b.Incarnation), info); err != nil {
-			s.log.Warn("cannot trim the WAL of a sleeping branch", "branch_id", b.ID, "error", err)
-		}
-	}
+	s.trim(ctx, ref(b))
 	return func(ctx context.Context, q store.Q) error {
 		if err := q.DeleteHandle(ctx, computeID); err != nil || catalog == nil {
 			return err
@@ -396,6 +392,17 @@ func (s *Service) down(ctx context.Context, b core.Branch, computeID string) (op
 		}
 		return q.SetBranchSize(ctx, b.ID, size)
 	}, nil
+}
+
+// trim gives back the disk that a sleeping branch's WAL does not need. After a crash all of it is needed.
+func (s *Service) trim(ctx context.Context, r history.Ref) {
+	info, err := readControl(s.Volumes.Path(r.Volume))
+	if err == nil && info.Clean {
+		err = history.Trim(ctx, s.WAL.Path(r.Branch, r.Incarnation), info)
+	}
+	if err != nil {
+		s.log.Warn("cannot trim the WAL of a sleeping branch", "branch_id", r.Branch, "error", err)
+	}
 }
 
 func (s *Service) suspendCompute(ctx context.Context, b core.Branch, op core.Operation) (ops.Commit, error) {

@@ -254,6 +254,7 @@ func (s *Service) ensureTemplate(ctx context.Context, b postgres.Build) error {
 	if err := postgres.CreateTemplate(ctx, b, init, s.RunDir); err != nil {
 		return err
 	}
+	s.trim(ctx, draft)
 	// The fork is the commit: a volume of the template's name is complete.
 	if _, err := s.fork(ctx, draft, name, nil); err != nil {
 		return err
