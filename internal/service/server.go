@@ -99,7 +99,7 @@ func (s *Server) Admin() AdminFile { return s.admin }
 func (s *Server) Storage() string { return s.storage }
 
 func (s *Server) start(ctx context.Context) error {
-	if err := os.MkdirAll(s.layout.dir, 0o755); err != nil {
+	if err := os.MkdirAll(s.layout.logs(), 0o755); err != nil {
 		return &core.Error{Kind: core.KindUnavailable, Message: fmt.Sprintf("cannot make the data directory %s; name another one with --data-dir", s.layout.dir), Err: err}
 	}
 	lock, err := takeLock(s.layout.lock())
