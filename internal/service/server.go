@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -107,7 +108,7 @@ func (s *Server) start(ctx context.Context) error {
 		return err
 	}
 	s.onClose(func(context.Context) { lock.release() })
-	cred, err := local.Credential(s.cfg.ComputeUser)
+	cred, err := s.computeUser()
 	if err != nil {
 		return err
 	}
@@ -203,6 +204,31 @@ func (s *Server) start(ctx context.Context) error {
 		return err
 	}
 	return s.serveHTTP(ctx, door.Addr().String())
+}
+
+// computeUser is the OS user that computes run as. The first start chooses it for good: the files belong to that user.
+func (s *Server) computeUser() (*syscall.Credential, error) {
+	path := s.layout.path("compute-user")
+	raw, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, core.Wrap(err, "service.compute_user", "")
+	}
+	name := s.cfg.ComputeUser
+	if owner := strings.TrimSpace(string(raw)); owner != "" && os.Geteuid() == 0 {
+		if name != "" && name != owner {
+			return nil, core.Errorf(core.KindPrecondition, "", "the data in %s belongs to the OS user %s; leave --compute-user out", s.layout.dir, owner)
+		}
+		name = owner
+	}
+	cred, err := local.Credential(name)
+	if err != nil || cred == nil || len(raw) > 0 {
+		return cred, err
+	}
+	u, err := user.LookupId(strconv.FormatUint(uint64(cred.Uid), 10))
+	if err != nil {
+		return nil, core.Wrap(err, "service.compute_user", "")
+	}
+	return cred, writeFile(path, []byte(u.Username+"\n"), 0o644)
 }
 
 // directory shows the control plane to the front door.
