@@ -113,14 +113,19 @@ func Commands(opts Options) []*cobra.Command {
 	return cmds
 }
 
-// Execute runs root with ctx, prints an error as one line on stderr and returns the exit code. Every flag, argument and
-// unknown command that is wrong counts as usage.
-func Execute(ctx context.Context, root *cobra.Command, stderr io.Writer) int {
+// Prepare makes an unknown command and a wrong flag of root and of everything under it a usage error. Call it once, when
+// all commands are mounted.
+func Prepare(root *cobra.Command) {
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetFlagErrorFunc(flagError)
 	if root.Run == nil && root.RunE == nil {
 		root.Args, root.RunE = groupArgs, runHelp
 	}
+}
+
+// Execute prepares and runs root, prints an error as one line on stderr and returns the exit code.
+func Execute(ctx context.Context, root *cobra.Command, stderr io.Writer) int {
+	Prepare(root)
 	err := root.ExecuteContext(ctx)
 	if err != nil {
 		fmt.Fprintln(stderr, "bough: "+oneLine(err.Error()))
@@ -176,7 +181,6 @@ func groupArgs(c *cobra.Command, args []string) error {
 	for _, s := range c.Commands() {
 		if s.IsAvailableCommand() {
 			names = append(names, s.Name())
-			names = append(names, s.Aliases...)
 		}
 	}
 	return usagef("%s has no command %q%s", c.CommandPath(), args[0], didYouMean(args[0], names,
@@ -244,10 +248,9 @@ func (a *app) explain(err error) error {
 		text = fmt.Sprintf("no server answers at %s (%s): is it running? Start it with: bough serve", a.conn.url, a.conn.urlFrom)
 	case !answered && isNetwork(err) && a.conn != nil:
 		text = fmt.Sprintf("the server at %s (%s) cannot be reached: %v", a.conn.url, a.conn.urlFrom, networkCause(err))
-	default:
-		return err
 	}
 	return &explained{oneLine(text), err}
 }
 
-func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+// oneLine makes a text of the server or of the system safe for a terminal.
+func oneLine(s string) string { return printable(strings.Join(strings.Fields(s), " ")) }

@@ -97,19 +97,8 @@ const elsewhere = "for a server elsewhere set BOUGH_API_URL and BOUGH_API_KEY"
 
 func (a *app) readAdmin(path string) (*adminFile, error) {
 	data, err := os.ReadFile(path)
-	switch {
-	case errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("may not read %s: run this as the user of the server (sudo bough …), or set BOUGH_API_URL and BOUGH_API_KEY", path)
-	case errors.Is(err, fs.ErrNotExist):
-		if dir := filepath.Dir(path); dir != filepath.Clean(a.SystemDir) {
-			if info, err := os.Stat(a.SystemDir); err == nil && info.IsDir() {
-				return nil, fmt.Errorf("there is no %s, but %s exists: run this with sudo or name the server with --data-dir; %s",
-					path, a.SystemDir, elsewhere)
-			}
-		}
-		return nil, fmt.Errorf("there is no %s: is the server running? Start it with: bough serve; %s", path, elsewhere)
-	case err != nil:
-		return nil, fmt.Errorf("%w; %s", err, elsewhere)
+	if err != nil {
+		return nil, a.adminError(path, err)
 	}
 	var f adminFile
 	if err := json.Unmarshal(data, &f); err != nil {
@@ -119,6 +108,24 @@ func (a *app) readAdmin(path string) (*adminFile, error) {
 		return nil, fmt.Errorf("%s lacks api_url or api_key: restart the server, which writes it again", path)
 	}
 	return &f, nil
+}
+
+// adminError says what to do when admin.json cannot be read.
+func (a *app) adminError(path string, err error) error {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("may not read %s: run this as the user of the server (sudo bough …), or set BOUGH_API_URL and "+
+			"BOUGH_API_KEY", path)
+	case !errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w; %s", err, elsewhere)
+	}
+	if filepath.Dir(path) != filepath.Clean(a.SystemDir) {
+		if info, err := os.Stat(a.SystemDir); err == nil && info.IsDir() {
+			return fmt.Errorf("there is no %s, but %s exists: run this with sudo or name the server with --data-dir; %s",
+				path, a.SystemDir, elsewhere)
+		}
+	}
+	return fmt.Errorf("there is no %s: is the server running? Start it with: bough serve; %s", path, elsewhere)
 }
 
 func isNetwork(err error) bool {

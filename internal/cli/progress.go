@@ -16,7 +16,11 @@ import (
 func (a *app) wait(ctx context.Context, c *sdk.Client, ops []sdk.Operation) ([]sdk.Operation, error) {
 	if a.noWait || len(ops) == 0 {
 		if len(ops) > 0 && a.output != "json" {
-			a.note("%d operations go on; see: bough operations list --project-id %s", len(ops), ops[0].ProjectID)
+			going := fmt.Sprintf("%d operations go on", len(ops))
+			if len(ops) == 1 {
+				going = "1 operation goes on"
+			}
+			a.note("%s; see: bough operations list --project-id %s", going, ops[0].ProjectID)
 		}
 		return ops, nil
 	}
