@@ -1,0 +1,168 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/postgres"
+)
+
+func TestSizes(t *testing.T) {
+	p := func(v float64) *float64 { return &v }
+	defaults := core.EndpointDefaults{MinCU: 0.25, MaxCU: 2}
+	for _, tc := range []struct {
+		lo, hi      *float64
+		provisioner string
+		min, max    float64
+		wrong       string
+	}{
+		{nil, nil, provisionerScaled, 0.25, 2, ""},
+		{p(1), nil, provisionerScaled, 1, 2, ""},
+		{p(4), nil, provisionerScaled, 4, 4, ""},
+		{nil, p(0.25), provisionerScaled, 0.25, 0.25, ""},
+		{p(2), p(1), provisionerScaled, 0, 0, "must not be greater"},
+		{p(0.1), p(1), provisionerScaled, 0, 0, "at least 0.25"},
+		{p(-1), nil, provisionerScaled, 0, 0, "at least 0.25"},
+		{p(1), p(1e9), provisionerScaled, 0, 0, "at most"},
+		{p(1), p(2), provisionerFixed, 0, 0, "fixed size"},
+		{p(1), p(1), provisionerFixed, 1, 1, ""},
+	} {
+		lo, hi, err := size(tc.lo, tc.hi, defaults, tc.provisioner)
+		if tc.wrong != "" {
+			if err == nil || !strings.Contains(err.Error(), tc.wrong) {
+				t.Errorf("%v–%v: %v, want %q", tc.lo, tc.hi, err, tc.wrong)
+			}
+		} else if err != nil || lo != tc.min || hi != tc.max {
+			t.Errorf("got %v–%v (%v), want %v–%v", lo, hi, err, tc.min, tc.max)
+		}
+	}
+}
+
+func TestSettings(t *testing.T) {
+	for sent, want := range map[string]string{
+		`{}`:   "",
+		`null`: "",
+		`{"allowed_ips":{"ips":[]},"hipaa":false,"quota":{"active_time_seconds":0}}`:        "",
+		`{"maintenance_window":{"weekdays":[1,7],"start_time":"23:00","end_time":"00:00"}}`: "",
+		`{"maintenance_window":{"weekdays":[8],"start_time":"23:00","end_time":"00:00"}}`:   "from 1 (Monday)",
+		`{"maintenance_window":{"weekdays":[1],"start_time":"24:00","end_time":"00:00"}}`:   "23:59",
+		`{"maintenance_window":{}}`:            "needs weekdays",
+		`{"allowed_ips":{"ips":["10.0.0.1"]}}`: "settings.allowed_ips is not built",
+		`{"hipaa":true}`:                       "settings.hipaa is not built",
+		`{"enable_logical_replication":true}`:  "is not built",
+		`{"quota":{"logical_size_bytes":1}}`:   "settings.quota is not built",
+		`{"quota":{"logical_size_bytes":-1}}`:  "must not be negative",
+		`{"hipaa":"yes"}`:                      "hipaa must not be a string",
+		`[]`:                                   "must be an object",
+	} {
+		merged, err := mergeSettings(json.RawMessage(defaultSettings), json.RawMessage(sent))
+		if want == "" {
+			var back map[string]any
+			if err != nil || json.Unmarshal(merged, &back) != nil || back["allowed_ips"] == nil {
+				t.Errorf("%s: %s, %v", sent, merged, err)
+			}
+		} else if err == nil || !strings.Contains(core.UserMessage(err), want) {
+			t.Errorf("%s: %v, want %q", sent, err, want)
+		}
+	}
+}
+
+func TestVersions(t *testing.T) {
+	s := New(Options{Builds: []postgres.Build{{Major: 15}, {Major: 16}}})
+	if b, err := s.build(0); err != nil || b.Major != 16 {
+		t.Errorf("the default is %v (%v): want the newest", b.Major, err)
+	}
+	if _, err := s.build(17); err == nil || !strings.Contains(err.Error(), "installed: 15, 16") || !core.IsKind(err, core.KindInvalid) {
+		t.Errorf("%v", err)
+	}
+	s = New(Options{Builds: []postgres.Build{{Major: 15}, {Major: 17}, {Major: 18}}})
+	if b, err := s.build(0); err != nil || b.Major != 17 {
+		t.Errorf("the default is %v (%v): want 17 when it is installed", b.Major, err)
+	}
+}
+
+func TestURIs(t *testing.T) {
+	binding := url.Values{"channel_binding": {"require"}}
+	for want, a := range map[string]Addressing{
+		"postgresql://r%20o:p%2Fw@ep-x-pooler.db.localhost/d%3Fb?channel_binding=require&sslmode=require":                      {Domain: "db.localhost", Port: 5432, Resolves: true},
+		"postgresql://r%20o:p%2Fw@ep-x-pooler.db.localhost:6000/d%3Fb?channel_binding=require&sslmode=require":                 {Domain: "db.localhost", Port: 6000, Resolves: true},
+		"postgresql://r%20o:p%2Fw@localhost:6000/d%3Fb?channel_binding=require&options=endpoint%3Dep-x-pooler&sslmode=require": {Domain: "db.localhost", Port: 6000},
+	} {
+		if got := a.uri("ep-x", "r o", "p/w", "d?b", true, url.Values{"channel_binding": binding["channel_binding"]}); got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+	}
+}
+
+func TestKeyedLocks(t *testing.T) {
+	var (
+		locks keyedLocks
+		inside, most,
+		total int
+		mu sync.Mutex
+		wg sync.WaitGroup
+	)
+	for range 50 {
+		wg.Go(func() {
+			unlock, err := locks.lock(t.Context(), "a")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			mu.Lock()
+			inside++
+			total++
+			most = max(most, inside)
+			mu.Unlock()
+			other, err := locks.lock(t.Context(), "b") // another key does not wait for this one
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			other()
+			mu.Lock()
+			inside--
+			mu.Unlock()
+			unlock()
+		})
+	}
+	wg.Wait()
+	if most != 1 || total != 50 || len(locks.held) != 0 {
+		t.Errorf("%d at once, %d in all, %d locks left", most, total, len(locks.held))
+	}
+	unlock, err := locks.lock(t.Context(), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := locks.lock(gone, "a"); err == nil {
+		t.Error("a caller that is gone got a lock that is held")
+	}
+	unlock()
+	if len(locks.held) != 0 {
+		t.Error("a lock stays")
+	}
+}
+
+func TestCrashLimit(t *testing.T) {
+	var l crashLog
+	now := time.Now()
+	for i := range crashLimit {
+		if l.tooMany("a", now.Add(time.Duration(i)*time.Second)) {
+			t.Errorf("crash %d is one too many", i+1)
+		}
+	}
+	if !l.tooMany("a", now.Add(crashWindow/2)) || l.tooMany("b", now) {
+		t.Error("the limit does not count by compute")
+	}
+	if l.tooMany("a", now.Add(3*crashWindow)) {
+		t.Error("old crashes count")
+	}
+}
