@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -296,4 +297,15 @@ func (s *server) postmaster(t *testing.T, branchID string) int {
 		t.Fatalf("branch %s has the postmasters %v", branchID, pids)
 	}
 	return pids[0]
+}
+
+// as is the URI of another role or database on the project's first endpoint.
+func (p *project) as(t *testing.T, role, password, database string) string {
+	t.Helper()
+	u, err := url.Parse(p.URI)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User, u.Path = url.UserPassword(role, password), "/"+database
+	return u.String()
 }
