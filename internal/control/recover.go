@@ -27,6 +27,9 @@ func (s *Service) Recover(ctx context.Context, driver compute.Driver) error {
 	return s.sweepFiles(ctx)
 }
 
+// strayPatience is how long computes that nobody owns may take to end.
+const strayPatience = 2 * time.Minute
+
 func (s *Service) adoptComputes(ctx context.Context) error {
 	handles, err := s.Store.Handles(ctx)
 	if err != nil {
@@ -119,20 +122,35 @@ func (s *Service) endStrays(ctx context.Context, driver compute.Driver) error {
 			known[r.PID] = true
 		}
 	}
-	found, err := driver.Scan(ctx, s.Volumes.Path(""))
-	if err != nil {
-		return err
-	}
-	for _, f := range found {
-		if known[f.PID] {
-			continue
-		}
-		s.log.Warn("ending a compute that nobody owns", "pid", f.PID, "data_dir", f.DataDir)
-		if err := driver.Clear(ctx, f.DataDir, ""); err != nil {
+	// Again until there is none: one that has only just been started is cleared once it works in its folder, and one whose
+	// folder is gone ends by itself within a minute.
+	ctx, cancel := context.WithTimeout(ctx, strayPatience)
+	defer cancel()
+	for {
+		found, err := driver.Scan(ctx, s.Volumes.Path(""))
+		if err != nil {
 			return err
 		}
+		strays := 0
+		for _, f := range found {
+			if known[f.PID] {
+				continue
+			}
+			strays++
+			s.log.Warn("ending a compute that nobody owns", "pid", f.PID, "data_dir", f.DataDir)
+			if err := driver.Clear(ctx, f.DataDir, ""); err != nil {
+				return err
+			}
+		}
+		if strays == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return core.Wrap(ctx.Err(), "control.recover", "a compute that nobody owns does not end; see the log")
+		case <-time.After(20 * time.Millisecond):
+		}
 	}
-	return nil
 }
 
 // sweepFiles removes volumes and WAL directories without a branch. The control database and the data directory are known

@@ -46,6 +46,10 @@ func Down(ctx context.Context, dir string, log *slog.Logger) error {
 		if err := end(ctx, pid, syscall.SIGTERM, serverStop); err != nil {
 			return err
 		}
+		// What it was just starting can be seen, and stopped, once the lock is free; see lockPatience.
+		for deadline := time.Now().Add(lockPatience); ok && time.Now().Before(deadline) && ctx.Err() == nil; time.Sleep(pollEvery) {
+			_, ok = serverPID(l)
+		}
 	}
 	if err := stopProcesses(ctx, l, log); err != nil {
 		return err

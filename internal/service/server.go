@@ -103,7 +103,7 @@ func (s *Server) start(ctx context.Context) error {
 	if err := os.MkdirAll(s.layout.logs(), 0o755); err != nil {
 		return &core.Error{Kind: core.KindUnavailable, Message: fmt.Sprintf("cannot make the data directory %s; name another one with --data-dir", s.layout.dir), Err: err}
 	}
-	lock, err := takeLock(s.layout.lock())
+	lock, err := takeLock(ctx, s.layout.lock())
 	if err != nil {
 		return err
 	}
@@ -376,22 +376,38 @@ func resolves(ctx context.Context, domain string) bool {
 // lockFile is held by the server of a data directory; it holds the server's pid.
 type lockFile struct{ f *os.File }
 
-func takeLock(path string) (*lockFile, error) {
+// lockPatience covers the moment in which a server that was killed is survived by a process that it was just starting: that
+// one holds the lock too, until it becomes the other program.
+const lockPatience = 5 * time.Second
+
+func takeLock(ctx context.Context, path string) (*lockFile, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, core.Wrap(err, "service.lock", "")
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	for deadline := time.Now().Add(lockPatience); ; {
+		if syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
+			break
+		}
 		pid, _ := os.ReadFile(path)
-		_ = f.Close()
-		return nil, core.Errorf(core.KindUnavailable, "", "a server (pid %s) already runs on %s; stop it with: bough down --data-dir %s",
-			strings.TrimSpace(string(pid)), filepath.Dir(path), filepath.Dir(path))
+		if time.Now().After(deadline) || ctx.Err() != nil || alive(strings.TrimSpace(string(pid))) {
+			_ = f.Close()
+			return nil, core.Errorf(core.KindUnavailable, "", "a server (pid %s) already runs on %s; stop it with: bough down --data-dir %s",
+				strings.TrimSpace(string(pid)), filepath.Dir(path), filepath.Dir(path))
+		}
+		time.Sleep(pollEvery)
 	}
 	if err := errors.Join(f.Truncate(0), writeAt(f, fmt.Sprintf("%d\n", os.Getpid()))); err != nil {
 		_ = f.Close()
 		return nil, core.Wrap(err, "service.lock", "")
 	}
 	return &lockFile{f}, nil
+}
+
+// alive tells whether there is a process of that number.
+func alive(pid string) bool {
+	n, err := strconv.Atoi(pid)
+	return err == nil && n > 1 && !errors.Is(syscall.Kill(n, 0), syscall.ESRCH)
 }
 
 func writeAt(f *os.File, s string) error {
