@@ -252,7 +252,7 @@ func (s *Service) DeleteBranch(ctx context.Context, c core.Caller, projectID, id
 		case b.Protected:
 			return refuse("branch %s is protected; remove the protection first", id)
 		case children > 0:
-			return refuse("branch %s has %d child branches; delete them first", id, children)
+			return refuse("branch %s has children (%d); delete them first", id, children)
 		}
 		out.Branch, out.Operations, err = s.markBranchDeleting(ctx, q, c, projectID, id)
 		return err
