@@ -2,11 +2,14 @@ package e2e
 
 import (
 	"bufio"
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // pgTool finds a program of the PostgreSQL that made a data directory.
@@ -47,6 +50,22 @@ func (s *server) socket(t *testing.T, branchID string) string {
 	}
 	t.Fatalf("branch %s: postmaster.pid names no socket", branchID)
 	return ""
+}
+
+// superuser opens a session on a running compute past the proxy, as the platform's own role.
+func (s *server) superuser(t *testing.T, branchID string) *pgx.Conn {
+	t.Helper()
+	cfg, err := pgx.ParseConfig("user=cloud_admin dbname=postgres sslmode=disable")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Host, cfg.Port, cfg.Password = s.socket(t, branchID), 5432, ""
+	conn, err := pgx.ConnectConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(context.WithoutCancel(t.Context())) })
+	return conn
 }
 
 // sound checks every table and index of a running branch.

@@ -8,7 +8,6 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/boughdb/bough/api"
@@ -219,14 +218,7 @@ func TestServerRestarts(t *testing.T) {
 	b := p.branch(t, "")
 	pid, leafPID := s.postmaster(t, p.Branch), s.postmaster(t, b.ID)
 
-	cfg, err := pgx.ParseConfig(fmt.Sprintf("host=%s user=cloud_admin dbname=postgres", s.socket(t, p.Branch)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	direct, err := pgx.ConnectConfig(t.Context(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
+	direct := s.superuser(t, p.Branch)
 	session := value[int](t, direct, "select pg_backend_pid()")
 	for name, end := range map[string]func(){"kill -9": s.Kill9, "SIGTERM": s.Term} {
 		end()
