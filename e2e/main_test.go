@@ -12,13 +12,13 @@ import (
 	"testing"
 )
 
-// binary is the bough under test.
-var binary string
+// program is the bough under test.
+var program string
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
-	if binary = os.Getenv("BOUGH_TEST_BINARY"); binary != "" {
+	if program = os.Getenv("BOUGH_TEST_BINARY"); program != "" {
 		return m.Run()
 	}
 	dir, err := os.MkdirTemp("", "bough-e2e-bin-")
@@ -32,8 +32,8 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	binary = filepath.Join(dir, "bough")
-	build := exec.Command("go", "build", "-o", binary, "../cmd/bough")
+	program = filepath.Join(dir, "bough")
+	build := exec.Command("go", "build", "-o", program, "../cmd/bough")
 	build.Stdout, build.Stderr = os.Stderr, os.Stderr
 	if err := build.Run(); err != nil {
 		fmt.Fprintln(os.Stderr, "cannot build bough:", err)

@@ -114,7 +114,7 @@ func (s *server) tryStart() error {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(binary, s.args...)
+	cmd := exec.Command(program, s.args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		return err
@@ -215,7 +215,7 @@ func (s *server) Restart() {
 func (s *server) bough(args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.t.Context()), 2*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, binary, args...)
+	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Env = append(os.Environ(), "BOUGH_DATA_DIR="+s.dir)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
