@@ -342,6 +342,7 @@ func (s *Service) startCompute(ctx context.Context, b core.Branch, op core.Opera
 	if err != nil {
 		return nil, err
 	}
+	s.readiness.tell(e.ID)
 	return func(ctx context.Context, q store.Q) error {
 		if first != nil {
 			if err := first(ctx, q); err != nil {

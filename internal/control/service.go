@@ -27,6 +27,8 @@ import (
 type Queue interface {
 	// Enqueue inserts operations in the transaction of q, whose caller holds the lock of their branch.
 	Enqueue(ctx context.Context, q store.Q, ops ...core.Operation) ([]core.Operation, error)
+	// Record is Enqueue for one operation that is kicked at once and waited for.
+	Record(ctx context.Context, q store.Q, op core.Operation) (core.Operation, error)
 	// Kick starts the work on a branch, once the transaction is committed.
 	Kick(branchID string)
 	// Wait returns when an operation has ended.
@@ -69,6 +71,7 @@ type Service struct {
 	log *slog.Logger
 
 	waking    singleflight.Group // by endpoint
+	readiness readiness
 	locks     keyedLocks         // by branch: who uses or changes its volume
 	templates keyedLocks         // by major
 	crashes   crashLog

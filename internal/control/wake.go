@@ -124,15 +124,67 @@ func (s *Service) wake(ctx context.Context, endpointID string) (compute.Ready, e
 		if r, up := s.Computes.Lookup(endpointID); up {
 			return r, nil
 		}
-		opID, err := s.enqueueWake(ctx, endpointID)
+		ready, forget := s.readiness.await(endpointID)
+		err := s.awaitWake(ctx, endpointID, ready)
+		forget()
 		if err != nil {
-			return compute.Ready{}, err
-		}
-		if err := s.Queue.Wait(ctx, opID); err != nil {
 			return compute.Ready{}, err
 		}
 	}
 	return compute.Ready{}, core.Errorf(core.KindUnavailable, "", "endpoint %s is being suspended or disabled; try again", endpointID)
+}
+
+// awaitWake returns when the endpoint's compute is ready, or the operation that starts it has ended. The first does not
+// wait for the second: that is one commit later.
+func (s *Service) awaitWake(ctx context.Context, endpointID string, ready <-chan struct{}) error {
+	opID, err := s.enqueueWake(ctx, endpointID)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- s.Queue.Wait(ctx, opID) }() // ends with ctx
+	select {
+	case <-ready:
+		return nil
+	case err := <-ended:
+		return err
+	}
+}
+
+// readiness tells who waits for a compute that it is ready.
+type readiness struct {
+	mu      sync.Mutex
+	waiting map[string]chan struct{}
+}
+
+// await returns a channel that is closed when the compute gets ready. There is one waiter for each endpoint at a time.
+func (r *readiness) await(endpointID string) (ready <-chan struct{}, forget func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.waiting == nil {
+		r.waiting = map[string]chan struct{}{}
+	}
+	ch := make(chan struct{})
+	r.waiting[endpointID] = ch
+	return ch, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.waiting[endpointID] == ch {
+			delete(r.waiting, endpointID)
+		}
+	}
+}
+
+// tell closes the channel of who waits, if somebody does.
+func (r *readiness) tell(endpointID string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if ch, ok := r.waiting[endpointID]; ok {
+		close(ch)
+		delete(r.waiting, endpointID)
+	}
 }
 
 // enqueueWake returns the start that is queued for an endpoint, after queueing one if there was none.
@@ -178,11 +230,11 @@ func (s *Service) enqueueWake(ctx context.Context, endpointID string) (opID stri
 		if opID != "" {
 			return nil
 		}
-		queued, err := s.Queue.Enqueue(ctx, q, newOperation(core.Caller{}, e.ProjectID, e.BranchID, endpointID, core.ActionStartCompute))
+		queued, err := s.Queue.Record(ctx, q, newOperation(core.Caller{}, e.ProjectID, e.BranchID, endpointID, core.ActionStartCompute))
 		if err != nil {
 			return err
 		}
-		opID = queued[0].ID
+		opID = queued.ID
 		_, err = q.SetEndpointPending(ctx, endpointID, core.EndpointActive)
 		return err
 	})

@@ -241,6 +241,12 @@ func (q *Queue) Enqueue(ctx context.Context, tx store.Q, ops ...core.Operation) 
 	return out, nil
 }
 
+// Record inserts an operation without a job, for work that its caller kicks at once and waits for: if this server dies, the
+// next one's sweep finds it. The rest is as for Enqueue.
+func (q *Queue) Record(ctx context.Context, tx store.Q, op core.Operation) (core.Operation, error) {
+	return tx.InsertOperation(ctx, op)
+}
+
 // Kick starts the work on a branch at once.
 func (q *Queue) Kick(branchID string) { q.kick(branchID) }
 
