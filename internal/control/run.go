@@ -260,8 +260,11 @@ func (s *Service) up(ctx context.Context, b core.Branch, spec compute.Spec) (com
 	if err != nil {
 		return ready, nil, err
 	}
-	if !b.Promote && len(b.Setup) == 0 {
-		return ready, nil, nil
+	if len(b.Setup) == 0 {
+		s.readiness.tell(spec.EndpointID)
+		if !b.Promote {
+			return ready, nil, nil
+		}
 	}
 	conn, err := s.Computes.Conn(ctx, spec.EndpointID, postgres.AdminDatabase)
 	if err != nil {
@@ -272,6 +275,7 @@ func (s *Service) up(ctx context.Context, b core.Branch, spec compute.Spec) (com
 		if err := s.applySetup(ctx, conn, b); err != nil {
 			return ready, nil, err
 		}
+		s.readiness.tell(spec.EndpointID)
 	}
 	catalog, err := postgres.ReadCatalog(ctx, conn)
 	if err != nil {
@@ -342,7 +346,6 @@ func (s *Service) startCompute(ctx context.Context, b core.Branch, op core.Opera
 	if err != nil {
 		return nil, err
 	}
-	s.readiness.tell(e.ID)
 	return func(ctx context.Context, q store.Q) error {
 		if first != nil {
 			if err := first(ctx, q); err != nil {
