@@ -72,8 +72,8 @@ type Service struct {
 
 	waking    singleflight.Group // by endpoint
 	readiness readiness
-	locks     keyedLocks         // by branch: who uses or changes its volume
-	templates keyedLocks         // by major
+	locks     keyedLocks // by branch: who uses or changes its volume
+	templates keyedLocks // by major
 	crashes   crashLog
 	catalogs  catalogSessions
 	seen      sync.Map // compute id → catalog fingerprint that the control database has
