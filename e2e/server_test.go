@@ -256,7 +256,7 @@ func (s *server) end() {
 // leftovers lists the processes, mounts, loop devices and files outside of the data directory that belong to it.
 func (s *server) leftovers() []string {
 	var left []string
-	for _, p := range processes(s.base) {
+	for _, p := range append(processes(s.base), processes(s.dir)...) {
 		left = append(left, fmt.Sprintf("process %d (%s) in %s", p.pid, p.comm, p.cwd))
 	}
 	for _, m := range mountsBelow(s.dir) {

@@ -2,6 +2,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -57,14 +58,22 @@ func report(err error) int {
 	if err == nil {
 		return cli.ExitOK
 	}
-	text := err.Error()
+	text, hint := err.Error(), ""
 	if e, ok := errors.AsType[*core.Error](err); ok && e.Kind != core.KindInternal {
 		text = e.Message
+		for {
+			hint = cmp.Or(hint, e.Hint)
+			inner, ok := errors.AsType[*core.Error](e.Err)
+			if !ok {
+				break
+			}
+			e = inner
+		}
 		if e.Err != nil {
 			text += ": " + e.Err.Error()
 		}
-		if e.Hint != "" {
-			text += "\nhint: " + e.Hint
+		if hint != "" {
+			text += "\nhint: " + hint
 		}
 	}
 	fmt.Fprintln(os.Stderr, "bough: "+text)

@@ -108,6 +108,9 @@ func (s *Server) start(ctx context.Context) error {
 		return err
 	}
 	s.onClose(func(context.Context) { lock.release() })
+	if err := s.checkPorts(ctx); err != nil {
+		return err
+	}
 	cred, err := s.computeUser()
 	if err != nil {
 		return err
@@ -206,6 +209,25 @@ func (s *Server) start(ctx context.Context) error {
 	return s.serveHTTP(ctx, door.Addr().String())
 }
 
+// checkPorts finds out that a port is busy before anything is mounted or started.
+func (s *Server) checkPorts(ctx context.Context) error {
+	for flag, addr := range map[string]string{"--http-listen": s.cfg.HTTPListen, "--pg-listen": s.cfg.PGListen} {
+		listeners, err := proxy.Listen(ctx, addr, s.log)
+		if err != nil {
+			return cannotListen(flag, addr, err)
+		}
+		for _, l := range listeners {
+			_ = l.Close()
+		}
+	}
+	return nil
+}
+
+func cannotListen(flag, addr string, err error) error {
+	return &core.Error{Kind: core.KindUnavailable, Op: "service.listen", Message: "cannot listen on " + addr,
+		Hint: "another program may use the port; " + flag + " chooses another one", Err: err}
+}
+
 // computeUser is the OS user that computes run as. The first start chooses it for good: the files belong to that user.
 func (s *Server) computeUser() (*syscall.Credential, error) {
 	path := s.layout.path("compute-user")
@@ -243,8 +265,7 @@ func (d directory) Resolve(ctx context.Context, id string) (proxy.Target, error)
 func (s *Server) serveHTTP(ctx context.Context, pgAddr string) error {
 	listeners, err := proxy.Listen(ctx, s.cfg.HTTPListen, s.log)
 	if err != nil {
-		return &core.Error{Kind: core.KindUnavailable, Op: "service.listen", Message: "cannot listen on " + s.cfg.HTTPListen,
-			Hint: "another program may use the port; --http-listen chooses another one", Err: err}
+		return cannotListen("--http-listen", s.cfg.HTTPListen, err)
 	}
 	addr := listeners[0].Addr().String()
 	// admin.json is there before the server says that it is ready.

@@ -46,6 +46,11 @@ func Open(ctx context.Context, url string, maxConns int32) (*Store, error) {
 	if err != nil {
 		return nil, core.Wrap(err, "store.open", "is the control database running?")
 	}
+	if err := pool.Ping(ctx); err != nil {
+		pool.Close()
+		return nil, &core.Error{Kind: core.KindUnavailable, Op: "store.open", Message: "the control database does not answer",
+			Hint: "is it running? check --database-url", Err: err}
+	}
 	s := &Store{pool: pool, Q: Q{db: db.New(pool), tx: pool}}
 	if err := s.migrate(ctx); err != nil {
 		pool.Close()
