@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"os"
 	"os/exec"
@@ -88,6 +89,7 @@ func startOn(t *testing.T, storage string, args ...string) *server {
 
 func startIn(t *testing.T, base, dir, storage string, args ...string) *server {
 	t.Helper()
+	noteSources()
 	s := &server{t: t, base: base, dir: dir}
 	s.args = append([]string{
 		"serve", "--data-dir", dir, "--http-listen", "127.0.0.1:0", "--pg-listen", "127.0.0.1:0", "--storage", storage,
@@ -97,6 +99,18 @@ func startIn(t *testing.T, base, dir, storage string, args ...string) *server {
 	s.Start()
 	return s
 }
+
+// noteSources looks at every source file, so that `go test` does not show cached results of another server.
+var noteSources = sync.OnceFunc(func() {
+	for _, root := range []string{"../cmd", "../internal", "../sdk", "../api", "../go.mod"} {
+		_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && !d.IsDir() {
+				_, _ = os.Stat(path) // away from the sources there are none
+			}
+			return nil
+		})
+	}
+})
 
 func (s *server) logFile() string { return filepath.Join(s.base, "server.log") }
 

@@ -153,12 +153,15 @@ func TestSpaceRunsOut(t *testing.T) {
 			}
 			return ""
 		})
+		t.Log(time.Now().Format("05.000"), `p.refusesBranches(t)`)
 		p.refusesBranches(t)
+		t.Log(time.Now().Format("05.000"), `write(50)`)
 		write(50)
 		complete(name + " below the reserve")
 
 		// Below half of it: computes are suspended before the file system fails them.
 		fill(t, filler, place.reserve/4)
+		t.Log(time.Now().Format("05.000"), `p.awaitState(t, p.Endpoint, api.Idle)`)
 		p.awaitState(t, p.Endpoint, api.Idle)
 		p.awaitState(t, b.Endpoint, api.Idle)
 		if _, err := s.tryConnect(t, p.URI); sqlState(err) != "53100" {
@@ -169,7 +172,9 @@ func TestSpaceRunsOut(t *testing.T) {
 				t.Errorf("%s: endpoint %s panicked:\n%s", name, e, log)
 			}
 		}
+		t.Log(time.Now().Format("05.000"), `s.settled(t)`)
 		s.settled(t)
+		t.Log(time.Now().Format("05.000"), `s.checksums(t, p.Branch)`)
 		s.checksums(t, p.Branch)
 
 		// There is space again: everything wakes.
@@ -183,6 +188,7 @@ func TestSpaceRunsOut(t *testing.T) {
 			return ""
 		})
 		complete(name + " freed")
+		t.Log(time.Now().Format("05.000"), `write(50)`)
 		write(50)
 		eventually(t, opLimit, func() string { // the deleted file's blocks come back with a commit
 			r, err := s.CreateBranch(t.Context(), p.ID, sdk.BranchCreateRequest{})
@@ -195,6 +201,7 @@ func TestSpaceRunsOut(t *testing.T) {
 			}
 			return ""
 		})
+		t.Log(time.Now().Format("05.000"), `s.settled(t)`)
 		s.settled(t)
 	}
 
@@ -222,6 +229,7 @@ func TestSpaceRunsOut(t *testing.T) {
 		return ""
 	})
 	filler := filepath.Join(host, "filler")
+	t.Log(time.Now().Format("05.000"), `fill(t, filler, 0)`)
 	fill(t, filler, 0)
 	select {
 	case <-ended:
@@ -230,13 +238,17 @@ func TestSpaceRunsOut(t *testing.T) {
 		stop() // it wrote into what was allocated before
 		<-ended
 	}
+	t.Log(time.Now().Format("05.000"), `acked = int(done.Load())`)
 	acked = int(done.Load())
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
 	}
+	t.Log(time.Now().Format("05.000"), `s.Down()`)
 	s.Down()
 	<-s.exited
+	t.Log(time.Now().Format("05.000"), `s.Start()`)
 	s.Start()
+	t.Log(time.Now().Format("05.000"), `s.settled(t)`)
 	s.settled(t)
 	complete("after the host was full")
 	write(20)
@@ -244,6 +256,7 @@ func TestSpaceRunsOut(t *testing.T) {
 	for _, e := range []string{p.Endpoint, b.Endpoint} {
 		p.suspend(t, e)
 	}
+	t.Log(time.Now().Format("05.000"), `s.checksums(t, p.Branch)`)
 	s.checksums(t, p.Branch)
 	s.checksums(t, b.ID)
 }

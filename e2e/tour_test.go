@@ -42,6 +42,7 @@ func tour(t *testing.T) string {
 
 // TestTour starts Bough as the README says and runs its tour in a fresh home.
 func TestTour(t *testing.T) {
+	noteSources()
 	script := tour(t)
 	if _, err := exec.LookPath("psql"); err != nil {
 		t.Fatal("the tour needs psql: install Debian's postgresql-client")

@@ -101,6 +101,9 @@ func (d Door) Wake(ctx context.Context, endpointID string) (socketPath string, e
 	if r, up := d.s.Computes.Lookup(endpointID); up {
 		return r.SocketPath, nil
 	}
+	if err := d.s.full.check(); err != nil {
+		return "", err // without an operation for each of many tries
+	}
 	began := time.Now()
 	// The start goes on when this caller gives up: others may wait for it.
 	ch := d.s.waking.DoChan(endpointID, func() (any, error) {
