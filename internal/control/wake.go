@@ -127,10 +127,6 @@ func (s *Service) wake(ctx context.Context, endpointID string) (compute.Ready, e
 		if r, up := s.Computes.Lookup(endpointID); up {
 			return r, nil
 		}
-		// No operation for that: a client that tries again and again would only write more.
-		if err := s.full.check(); err != nil {
-			return compute.Ready{}, err
-		}
 		ready, forget := s.readiness.await(endpointID)
 		err := s.awaitWake(ctx, endpointID, ready)
 		forget()
