@@ -74,6 +74,14 @@ func start(t *testing.T, args ...string) *server {
 
 func startOn(t *testing.T, storage string, args ...string) *server {
 	t.Helper()
+	s := prepare(t, storage, args...)
+	s.Start()
+	return s
+}
+
+// prepare makes a server that is not started.
+func prepare(t *testing.T, storage string, args ...string) *server {
+	t.Helper()
 	base, err := os.MkdirTemp("", "bough-e2e-")
 	if err != nil {
 		t.Fatal(err)
@@ -84,10 +92,10 @@ func startOn(t *testing.T, storage string, args ...string) *server {
 	if base, err = filepath.EvalSymlinks(base); err != nil {
 		t.Fatal(err)
 	}
-	return startIn(t, base, filepath.Join(base, "data"), storage, args...)
+	return prepareIn(t, base, filepath.Join(base, "data"), storage, args...)
 }
 
-func startIn(t *testing.T, base, dir, storage string, args ...string) *server {
+func prepareIn(t *testing.T, base, dir, storage string, args ...string) *server {
 	t.Helper()
 	noteSources()
 	s := &server{t: t, base: base, dir: dir}
@@ -96,7 +104,6 @@ func startIn(t *testing.T, base, dir, storage string, args ...string) *server {
 		"--storage-size", "6GiB", "--host-reserve", "256MiB", "--pool-reserve", "256MiB",
 	}, args...)
 	t.Cleanup(s.end)
-	s.Start()
 	return s
 }
 
@@ -122,7 +129,8 @@ func (s *server) Start() {
 	}
 }
 
-func (s *server) tryStart() error {
+// launch starts the process.
+func (s *server) launch() error {
 	log, err := os.OpenFile(s.logFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
@@ -141,14 +149,21 @@ func (s *server) tryStart() error {
 	s.mu.Lock()
 	s.cmd, s.exited = cmd, exited
 	s.mu.Unlock()
+	return nil
+}
+
+func (s *server) tryStart() error {
+	if err := s.launch(); err != nil {
+		return err
+	}
 	deadline := time.Now().Add(startLimit)
 	for {
 		if s.ready() {
 			return nil
 		}
 		select {
-		case <-exited:
-			return fmt.Errorf("the server ended: %v", cmd.ProcessState)
+		case <-s.exited:
+			return fmt.Errorf("the server ended: %v", s.cmd.ProcessState)
 		case <-time.After(pollEvery):
 		}
 		if time.Now().After(deadline) {

@@ -62,8 +62,10 @@ func smallHost(t *testing.T) *server {
 			t.Fatalf("%v: %v\n%s", argv, err, out)
 		}
 	}
-	return startIn(t, logs, filepath.Join(host, "data"), "btrfs", "--storage-size", "1536MiB",
+	s := prepareIn(t, logs, filepath.Join(host, "data"), "btrfs", "--storage-size", "1536MiB",
 		"--host-reserve", fmt.Sprint(hostReserve), "--pool-reserve", fmt.Sprint(poolReserve))
+	s.Start()
+	return s
 }
 
 func free(t *testing.T, path string) int64 {
@@ -98,7 +100,20 @@ func fill(t *testing.T, path string, leave int64) {
 	}
 }
 
-// refusesBranches waits until new branches and projects are refused with a message that says why, and leave no trace.
+// empty removes such a file and waits until its space is free: btrfs gives it back with the next commit only.
+func empty(t *testing.T, path string) {
+	t.Helper()
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if err := errors.Join(os.Remove(path), unix.Syncfs(int(dir.Fd()))); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// refusesBranches checks that new branches and projects are refused with a message that says why, and leave no trace.
 func (p *project) refusesBranches(t *testing.T) {
 	t.Helper()
 	before := p.s.trace(t)
@@ -153,15 +168,12 @@ func TestSpaceRunsOut(t *testing.T) {
 			}
 			return ""
 		})
-		t.Log(time.Now().Format("05.000"), `p.refusesBranches(t)`)
 		p.refusesBranches(t)
-		t.Log(time.Now().Format("05.000"), `write(50)`)
 		write(50)
 		complete(name + " below the reserve")
 
 		// Below half of it: computes are suspended before the file system fails them.
 		fill(t, filler, place.reserve/4)
-		t.Log(time.Now().Format("05.000"), `p.awaitState(t, p.Endpoint, api.Idle)`)
 		p.awaitState(t, p.Endpoint, api.Idle)
 		p.awaitState(t, b.Endpoint, api.Idle)
 		if _, err := s.tryConnect(t, p.URI); sqlState(err) != "53100" {
@@ -172,15 +184,11 @@ func TestSpaceRunsOut(t *testing.T) {
 				t.Errorf("%s: endpoint %s panicked:\n%s", name, e, log)
 			}
 		}
-		t.Log(time.Now().Format("05.000"), `s.settled(t)`)
 		s.settled(t)
-		t.Log(time.Now().Format("05.000"), `s.checksums(t, p.Branch)`)
 		s.checksums(t, p.Branch)
 
 		// There is space again: everything wakes.
-		if err := os.Remove(filler); err != nil {
-			t.Fatal(err)
-		}
+		empty(t, filler)
 		eventually(t, opLimit, func() string {
 			if _, err := s.tryConnect(t, p.URI); err != nil {
 				return err.Error()
@@ -188,7 +196,6 @@ func TestSpaceRunsOut(t *testing.T) {
 			return ""
 		})
 		complete(name + " freed")
-		t.Log(time.Now().Format("05.000"), `write(50)`)
 		write(50)
 		eventually(t, opLimit, func() string { // the deleted file's blocks come back with a commit
 			r, err := s.CreateBranch(t.Context(), p.ID, sdk.BranchCreateRequest{})
@@ -201,7 +208,6 @@ func TestSpaceRunsOut(t *testing.T) {
 			}
 			return ""
 		})
-		t.Log(time.Now().Format("05.000"), `s.settled(t)`)
 		s.settled(t)
 	}
 
@@ -229,7 +235,6 @@ func TestSpaceRunsOut(t *testing.T) {
 		return ""
 	})
 	filler := filepath.Join(host, "filler")
-	t.Log(time.Now().Format("05.000"), `fill(t, filler, 0)`)
 	fill(t, filler, 0)
 	select {
 	case <-ended:
@@ -238,17 +243,11 @@ func TestSpaceRunsOut(t *testing.T) {
 		stop() // it wrote into what was allocated before
 		<-ended
 	}
-	t.Log(time.Now().Format("05.000"), `acked = int(done.Load())`)
 	acked = int(done.Load())
-	if err := os.Remove(filler); err != nil {
-		t.Fatal(err)
-	}
-	t.Log(time.Now().Format("05.000"), `s.Down()`)
+	empty(t, filler)
 	s.Down()
 	<-s.exited
-	t.Log(time.Now().Format("05.000"), `s.Start()`)
 	s.Start()
-	t.Log(time.Now().Format("05.000"), `s.settled(t)`)
 	s.settled(t)
 	complete("after the host was full")
 	write(20)
@@ -256,7 +255,6 @@ func TestSpaceRunsOut(t *testing.T) {
 	for _, e := range []string{p.Endpoint, b.Endpoint} {
 		p.suspend(t, e)
 	}
-	t.Log(time.Now().Format("05.000"), `s.checksums(t, p.Branch)`)
 	s.checksums(t, p.Branch)
 	s.checksums(t, b.ID)
 }
