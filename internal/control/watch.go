@@ -230,7 +230,9 @@ func (s *Service) ensureTemplate(ctx context.Context, b postgres.Build) error {
 		}
 	}
 	began := time.Now()
-	draft := history.Ref{Volume: name.Volume + "-draft", Branch: name.Branch + "-draft", Incarnation: 1}
+	// An initdb that outlived a killed server may still write to its draft: each try has one of its own.
+	try := "-draft-" + core.NewUUID()[:8]
+	draft := history.Ref{Volume: name.Volume + try, Branch: name.Branch + try, Incarnation: 1}
 	clean := func(ctx context.Context) error {
 		return errors.Join(s.Volumes.Delete(ctx, draft.Volume), s.WAL.Delete(ctx, draft.Branch))
 	}

@@ -56,6 +56,8 @@ func (c *controlDB) start(ctx context.Context) (string, error) {
 		if err := c.create(ctx, build, data); err != nil {
 			return "", err
 		}
+	} else {
+		c.sweepDrafts(data)
 	}
 	running, err := c.driver.Scan(ctx, data)
 	if err != nil {
@@ -90,12 +92,22 @@ func (c *controlDB) build(data string) (postgres.Build, error) {
 	return postgres.Build{}, core.Errorf(core.KindUnavailable, "", "the control database in %s needs PostgreSQL %s, which is not installed", data, strings.TrimSpace(string(text)))
 }
 
+func (c *controlDB) sweepDrafts(data string) {
+	old, err := filepath.Glob(data + ".draft*")
+	for _, dir := range old {
+		err = errors.Join(err, os.RemoveAll(dir))
+	}
+	if err != nil {
+		c.log.Warn("cannot remove a half-made control database", "error", err)
+	}
+}
+
 // create makes the cluster under another name first, so that a half-made one never counts.
 func (c *controlDB) create(ctx context.Context, b postgres.Build, data string) error {
-	draft := data + ".draft"
-	if err := os.RemoveAll(draft); err != nil {
-		return core.Wrap(err, "service.control_database", "")
-	}
+	// An initdb that outlived a killed server still works on its draft: each try has one of its own, and those of earlier
+	// tries go when they can, now or at a later start.
+	c.sweepDrafts(data)
+	draft := data + ".draft-" + core.NewUUID()[:8]
 	if err := postgres.InitDB(ctx, b, postgres.InitOptions{DataDir: draft, Cred: c.cred}); err != nil {
 		return err
 	}
