@@ -250,7 +250,7 @@ func (s *server) inconsistency(t *testing.T) (string, error) {
 	same := func(what string, have []string) {
 		seen := map[string]bool{}
 		for _, id := range have {
-			if strings.HasPrefix(id, "template-") && !strings.HasSuffix(id, "-draft") {
+			if strings.HasPrefix(id, "template-") && !strings.Contains(id, "-draft") {
 				continue
 			}
 			if seen[id] = true; !data[id] {
