@@ -160,10 +160,16 @@ func (c *controlDB) await(ctx context.Context) error {
 			_, err = conn.Exec(ctx, "CREATE DATABASE "+controlDatabase)
 			_ = conn.Close(context.WithoutCancel(ctx))
 			var pgErr *pgconn.PgError
-			if err == nil || (errors.As(err, &pgErr) && pgErr.Code == "42P04") {
+			switch {
+			case err == nil:
 				return nil
+			case !errors.As(err, &pgErr):
+				// The session broke off: again.
+			case pgErr.Code == "42P04": // duplicate_database
+				return nil
+			case pgErr.Code != "23505" && pgErr.Code != "55006": // a session of a killed server is still at it: unique_violation, object_in_use
+				return core.Wrap(err, "service.control_database", "")
 			}
-			return core.Wrap(err, "service.control_database", "")
 		}
 		select {
 		case <-ctx.Done():
