@@ -79,6 +79,9 @@ func (s *Service) CreateEndpoint(ctx context.Context, c core.Caller, projectID, 
 	if err != nil {
 		return EndpointResult{}, err
 	}
+	if err := s.full.check(); err != nil {
+		return EndpointResult{}, err
+	}
 	out := EndpointResult{}
 	err = s.Store.Tx(ctx, func(q store.Q) error {
 		if _, err := q.LockBranch(ctx, projectID, branchID); err != nil {
@@ -238,6 +241,9 @@ func (s *Service) StartEndpoint(ctx context.Context, c core.Caller, projectID, i
 		if wants(e) == core.EndpointActive {
 			return e, nil, nil
 		}
+		if err := s.full.check(); err != nil {
+			return e, nil, err
+		}
 		e, err := q.SetEndpointPending(ctx, id, core.EndpointActive)
 		return e, []core.Operation{newOperation(c, projectID, e.BranchID, id, core.ActionStartCompute)}, err
 	})
@@ -263,6 +269,9 @@ func (s *Service) RestartEndpoint(ctx context.Context, c core.Caller, projectID,
 	return s.change(ctx, c, projectID, id, func(q store.Q, e core.Endpoint) (core.Endpoint, []core.Operation, error) {
 		if e.Disabled {
 			return e, nil, disabled(id)
+		}
+		if err := s.full.check(); err != nil {
+			return e, nil, err
 		}
 		e, err := q.SetEndpointPending(ctx, id, core.EndpointActive)
 		return e, []core.Operation{

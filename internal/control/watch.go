@@ -185,6 +185,11 @@ func (s *Service) watchSpace(ctx context.Context) {
 	tick := time.NewTicker(spaceEvery)
 	defer tick.Stop()
 	for {
+		if s.full.Load() {
+			if err := s.Volumes.Flush(); err != nil {
+				s.log.Warn("cannot flush a full pool", "error", err)
+			}
+		}
 		space, err := s.Volumes.Space(ctx)
 		switch full := err == nil && space.Level == storage.LevelCritical; {
 		case err != nil:

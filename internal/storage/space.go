@@ -89,6 +89,9 @@ func (p *Pool) Space(ctx context.Context) (Space, error) {
 	return s, nil
 }
 
+// Flush writes everything out, which makes space that was freed on btrfs show.
+func (p *Pool) Flush() error { return wrap(syncFS(p.root()), "storage.flush", "") }
+
 // Admit refuses, as KindNoSpace, when a new branch would eat into a reserve.
 func (p *Pool) Admit(ctx context.Context) error {
 	s, err := p.Space(ctx)
