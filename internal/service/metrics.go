@@ -47,8 +47,8 @@ func newMetrics() *metrics {
 }
 
 // watch adds what is read when somebody looks.
-func (m *metrics) watch(computes *compute.Manager, pool *storage.Pool, endpoints func(ctx context.Context) (map[string]int, error)) {
-	m.registry.MustRegister(&lookCollector{computes: computes, pool: pool, endpoints: endpoints})
+func (m *metrics) watch(ctx context.Context, computes *compute.Manager, pool *storage.Pool, endpoints func(ctx context.Context) (map[string]int, error)) {
+	m.registry.MustRegister(&lookCollector{ctx: ctx, computes: computes, pool: pool, endpoints: endpoints})
 }
 
 func (m *metrics) handler() http.Handler {
@@ -83,6 +83,7 @@ func (m *metrics) Transferred(_ string, fromClient, toClient int64) {
 
 // lookCollector reads gauges at every scrape.
 type lookCollector struct {
+	ctx       context.Context // the collector's interface has none
 	computes  *compute.Manager
 	pool      *storage.Pool
 	endpoints func(ctx context.Context) (map[string]int, error)
@@ -106,7 +107,7 @@ func (c *lookCollector) Describe(ch chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (c *lookCollector) Collect(ch chan<- prometheus.Metric) {
-	ctx, cancel := context.WithTimeout(context.TODO(), scrapeTimeout) // the collector's interface has no context
+	ctx, cancel := context.WithTimeout(c.ctx, scrapeTimeout)
 	defer cancel()
 	ch <- prometheus.MustNewConstMetric(runningDesc, prometheus.GaugeValue, float64(len(c.computes.Running())))
 	if states, err := c.endpoints(ctx); err == nil {

@@ -175,7 +175,7 @@ func (s *Server) start(ctx context.Context) error {
 		Recorder:   s.metrics, Log: s.log,
 	})
 	watcher.S = s.control
-	s.metrics.watch(computes, pool, s.store.CountEndpoints)
+	s.metrics.watch(background, computes, pool, s.store.CountEndpoints)
 	if err := s.control.Recover(ctx, s.driver); err != nil {
 		return err
 	}
