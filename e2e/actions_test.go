@@ -113,7 +113,7 @@ func (p *project) suspend(t *testing.T, endpoint string) {
 func (p *project) awaitState(t *testing.T, endpoint string, want api.EndpointState) {
 	t.Helper()
 	eventually(t, opLimit, func() string {
-		e, err := p.s.Client.Endpoint(t.Context(), p.ID, endpoint)
+		e, err := p.s.Endpoint(t.Context(), p.ID, endpoint)
 		if err != nil {
 			return err.Error()
 		}

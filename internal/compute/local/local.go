@@ -87,7 +87,7 @@ func (d *Driver) Start(ctx context.Context, l compute.Launch) (compute.Process, 
 		args = append(args, "-c", a)
 	}
 	cmd := exec.Command(l.Build.Tool("postgres"), args...) // not CommandContext: it outlives the caller
-	cmd.Dir, cmd.Env = l.DataDir, postgres.ServerEnv() // where list looks for it, from its first moment
+	cmd.Dir, cmd.Env = l.DataDir, postgres.ServerEnv()     // where list looks for it, from its first moment
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: d.cred}
 	root := os.Geteuid() == 0
