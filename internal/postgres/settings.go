@@ -114,6 +114,11 @@ func Config(o ConfigOptions) []Setting {
 		{"log_line_prefix", "%m [%p] %q%u@%d "},
 		{"log_checkpoints", "off"},
 	}
+	if o.Build.Major >= 15 {
+		// Replay never needs to read ahead: every page that it touches comes whole with the first change after the redo point,
+		// often just before a second change that a prefetcher would read the page for.
+		s = append(s, Setting{"recovery_prefetch", "off"})
+	}
 	if len(preload) > 0 {
 		s = append(s, Setting{"shared_preload_libraries", strings.Join(preload, ",")})
 	}
