@@ -142,3 +142,30 @@ func signalAll(procs []proc, sig syscall.Signal) {
 		_ = unix.Close(fd)
 	}
 }
+
+// recoveryNice is the niceness of a server's startup process while its end is waited for.
+const recoveryNice = -10
+
+// hurry gives the startup process of a postmaster more of the processor; it tells whether it has found that process, which
+// ends with the recovery. Where we may not, recovery takes its turn like the rest.
+func hurry(postmaster int) bool {
+	raw, err := os.ReadFile(procPath(postmaster, filepath.Join("task", strconv.Itoa(postmaster), "children")))
+	if err != nil {
+		return false
+	}
+	for child := range strings.FieldsSeq(string(raw)) {
+		pid, err := strconv.Atoi(child)
+		if err != nil {
+			continue
+		}
+		// "postgres: CLUSTER_NAME: startup recovering 000000010000000000000003"
+		if title, err := os.ReadFile(procPath(pid, "cmdline")); err != nil || !strings.Contains(string(title), ": startup") {
+			continue
+		}
+		_ = unix.Setpriority(unix.PRIO_PROCESS, pid, recoveryNice)
+		// Each server process has a session, and so an autogroup, of its own; then only the group's niceness counts (sched(7)).
+		_ = os.WriteFile(procPath(pid, "autogroup"), []byte(strconv.Itoa(recoveryNice)), 0)
+		return true
+	}
+	return false
+}

@@ -28,6 +28,8 @@ type process struct {
 	watched chan struct{} // closed when the watching goroutine has ended
 	exit    compute.Exit  // valid once done is closed
 
+	hurried bool // the startup process was given priority; only Promote uses it
+
 	release sync.Once
 }
 
@@ -121,7 +123,11 @@ func (p *process) Signal(mode compute.StopMode) error {
 }
 
 // Promote implements compute.Process as pg_ctl does: the file says what is wanted, SIGUSR1 makes the postmaster look.
+// Somebody waits for the replay, which is short: it goes before other work.
 func (p *process) Promote() error {
+	if !p.hurried {
+		p.hurried = hurry(p.handle.PID)
+	}
 	f, err := os.OpenFile(filepath.Join(p.handle.DataDir, "promote"), os.O_CREATE|os.O_WRONLY|unix.O_NOFOLLOW, 0o644)
 	if err != nil {
 		return core.Wrap(err, "local.promote", "")
