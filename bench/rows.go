@@ -55,7 +55,31 @@ func (b *bench) wake(ctx context.Context) ([]row, error) {
 			return nil, err
 		}
 	}
-	return []row{{"wake: suspended → first row", ours.String(), bare.String(), "bare postgres start", ratio(ours, bare), "≤ 1.5 ×, p50 ≤ 60 ms"}}, nil
+	connect, err := b.connect(ctx, p)
+	return []row{
+		{"wake: suspended → first row", ours.String(), bare.String(), "bare postgres start", ratio(ours, bare), "≤ 1.5 ×, p50 ≤ 60 ms"},
+		connect,
+	}, err
+}
+
+// connect: a new session's first row on a running compute through the proxy, against a bare server's socket.
+func (b *bench) connect(ctx context.Context, p *plain) (row, error) {
+	if err := errors.Join(p.start(ctx), b.firstRow(ctx, b.main.uri)); err != nil {
+		return row{}, err
+	}
+	var ours, bare series
+	for range b.rounds {
+		d, err := timed(func() error { return p.firstRow(ctx) })
+		if err != nil {
+			return row{}, err
+		}
+		bare = append(bare, d)
+		if d, err = timed(func() error { return b.firstRow(ctx, b.main.uri) }); err != nil {
+			return row{}, err
+		}
+		ours = append(ours, d)
+	}
+	return row{"connect: awake, TLS and SCRAM → first row", ours.String(), bare.String(), "bare server's socket, no password", ratio(ours, bare), ""}, p.stop()
 }
 
 // project: a new project's first row.
@@ -137,7 +161,7 @@ func (b *bench) branchOnce(ctx context.Context) (time.Duration, error) {
 }
 
 // branch: call to first row with an idle and with a sleeping parent, against CREATE DATABASE … TEMPLATE of the same data.
-func (b *bench) branch(ctx context.Context) ([]row, error) {
+func (b *bench) branch(ctx context.Context) (rows []row, err error) {
 	if err := b.suspend(ctx, b.main); err != nil {
 		return nil, err
 	}
@@ -155,23 +179,23 @@ func (b *bench) branch(ctx context.Context) ([]row, error) {
 	}
 	defer admin.Close(ctx)
 	var asleep, idle, template series
-	for range b.rounds {
-		d, err := b.branchOnce(ctx)
-		if err != nil {
-			return nil, err
-		}
-		asleep = append(asleep, d)
-	}
-	if err := b.firstRow(ctx, b.main.uri); err != nil { // wakes the parent
-		return nil, err
-	}
 	for i := range b.rounds {
 		d, err := b.branchOnce(ctx)
 		if err != nil {
 			return nil, err
 		}
+		asleep = append(asleep, d)
+		if err := b.firstRow(ctx, b.main.uri); err != nil { // wakes the parent
+			return nil, err
+		}
+		if d, err = b.branchOnce(ctx); err != nil {
+			return nil, err
+		}
 		idle = append(idle, d)
-		if i >= 5 {
+		if err := b.suspend(ctx, b.main); err != nil {
+			return nil, err
+		}
+		if i%4 != 0 {
 			continue // a copy of the whole database each time
 		}
 		d, err = timed(func() error {
@@ -184,8 +208,11 @@ func (b *bench) branch(ctx context.Context) ([]row, error) {
 			return nil, err
 		}
 		template = append(template, d)
-		if _, err := admin.Exec(ctx, "DROP DATABASE copy"); err != nil {
-			return nil, err
+		// What the copy left to be written is not the next round's burden.
+		for _, sql := range []string{"DROP DATABASE copy", "CHECKPOINT"} {
+			if _, err := admin.Exec(ctx, sql); err != nil {
+				return nil, err
+			}
 		}
 	}
 	const other = "CREATE DATABASE … TEMPLATE"
@@ -278,7 +305,7 @@ func (b *bench) pgbench(ctx context.Context, uri string) (float64, error) {
 }
 
 // oltp: TPC-B of pgbench on a branch, straight and through the proxy, against the same files on the host's file system.
-func (b *bench) oltp(ctx context.Context) ([]row, error) {
+func (b *bench) oltp(ctx context.Context) (rows []row, err error) {
 	created, err := b.client.CreateBranch(ctx, b.main.project, sdk.BranchCreateRequest{Endpoints: &[]api.BranchCreateEndpoint{{Type: api.ReadWrite, SuspendTimeoutSeconds: new(int64(-1))}}})
 	if err != nil {
 		return nil, err
@@ -307,12 +334,15 @@ func (b *bench) oltp(ctx context.Context) ([]row, error) {
 	direct := fmt.Sprintf("host=%s user=%s dbname=%s", b.socket(t), postgres.DefaultOwner, postgres.DefaultDatabase)
 	var straight, proxied, host []float64
 	for range 3 {
-		for uri, list := range map[string]*[]float64{direct: &straight, t.uri: &proxied, p.uri(postgres.DefaultOwner, postgres.DefaultDatabase): &host} {
-			tps, err := b.pgbench(ctx, uri)
+		for _, one := range []struct {
+			uri  string
+			list *[]float64
+		}{{direct, &straight}, {p.uri(postgres.DefaultOwner, postgres.DefaultDatabase), &host}, {t.uri, &proxied}} {
+			tps, err := b.pgbench(ctx, one.uri)
 			if err != nil {
 				return nil, err
 			}
-			*list = append(*list, tps)
+			*one.list = append(*one.list, tps)
 		}
 	}
 	line := func(what string, ours []float64, aim string) row {

@@ -69,7 +69,7 @@ func start(ctx context.Context, o options) (b *bench, err error) {
 			return nil, err
 		}
 	}
-	if err := os.Chmod(b.dir, 0o755); err != nil {
+	if err := errors.Join(os.MkdirAll(b.dir, 0o755), os.Chmod(b.dir, 0o755)); err != nil {
 		return nil, err
 	}
 	b.data = filepath.Join(b.dir, "data")
