@@ -688,11 +688,14 @@ type Endpoint struct {
 	ProjectID             ResourceID     `json:"project_id"`
 
 	// Provisioner k8s-neonvm may scale between its limits, k8s-pod has one size.
-	Provisioner Provisioner      `json:"provisioner"`
-	ProxyHost   string           `json:"proxy_host"`
-	RegionID    string           `json:"region_id"`
-	Settings    EndpointSettings `json:"settings"`
-	StartedAt   *Timestamp       `json:"started_at,omitempty"`
+	Provisioner Provisioner `json:"provisioner"`
+	ProxyHost   string      `json:"proxy_host"`
+	RegionID    string      `json:"region_id"`
+
+	// Runtime How the compute is doing. Present when one endpoint is asked for and its compute runs or there is something to say.
+	Runtime   *EndpointRuntime `json:"runtime,omitempty"`
+	Settings  EndpointSettings `json:"settings"`
+	StartedAt *Timestamp       `json:"started_at,omitempty"`
 
 	// SuspendTimeoutSeconds Seconds without use until the compute sleeps; -1 never, 0 the default of 300.
 	SuspendTimeoutSeconds SuspendTimeout `json:"suspend_timeout_seconds"`
@@ -750,6 +753,21 @@ type EndpointOperations struct {
 // EndpointResponse defines model for EndpointResponse.
 type EndpointResponse struct {
 	Endpoint Endpoint `json:"endpoint"`
+}
+
+// EndpointRuntime How the compute is doing. Present when one endpoint is asked for and its compute runs or there is something to say.
+type EndpointRuntime struct {
+	// ReplicationLagBytes WAL of the primary that a read-only compute has not replayed yet.
+	ReplicationLagBytes *int64 `json:"replication_lag_bytes,omitempty"`
+
+	// ReplicationLagMs Age of the oldest change that a read-only compute has not replayed yet, 0 when there is none.
+	ReplicationLagMs *int64 `json:"replication_lag_ms,omitempty"`
+
+	// SizeCU Size now, between the limits.
+	SizeCU *float64 `json:"size_cu,omitempty"`
+
+	// SizeNote What keeps the size from what was asked for.
+	SizeNote *string `json:"size_note,omitempty"`
 }
 
 // EndpointSettings defines model for EndpointSettings.

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -56,6 +57,21 @@ func (a *app) endpointFields(e *sdk.Endpoint) fields {
 	f.add("State", endpointState(e))
 	f.add("Host", e.Host)
 	f.add("Compute units", units(e))
+	if r := e.Runtime; r != nil {
+		if r.SizeCU != nil {
+			f.add("Size now", number(*r.SizeCU)+" CU")
+		}
+		if note := deref(r.SizeNote); note != "" {
+			f.add("Note", note)
+		}
+		if r.ReplicationLagBytes != nil {
+			lag := fmt.Sprintf("%d bytes", *r.ReplicationLagBytes)
+			if r.ReplicationLagMs != nil {
+				lag += fmt.Sprintf(", %d ms", *r.ReplicationLagMs)
+			}
+			f.add("Behind primary", lag)
+		}
+	}
 	f.add("Sleeps after", suspendTimeout(e.SuspendTimeoutSeconds))
 	if e.LastActive != nil {
 		f.add("Last active", a.when(*e.LastActive))

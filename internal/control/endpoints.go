@@ -106,7 +106,11 @@ func (s *Service) CreateEndpoint(ctx context.Context, c core.Caller, projectID, 
 // GetEndpoint returns one endpoint.
 func (s *Service) GetEndpoint(ctx context.Context, c core.Caller, projectID, id string) (EndpointView, error) {
 	_, e, err := s.endpoint(ctx, c, projectID, id)
-	return s.endpointView(e), err
+	v := s.endpointView(e)
+	if err == nil {
+		v.Runtime = s.runtime(ctx, e)
+	}
+	return v, err
 }
 
 // change runs fn on a locked endpoint; fn returns the endpoint to show and the operations to queue.

@@ -30,6 +30,15 @@ type EndpointView struct {
 	PoolerHost string
 	ProxyHost  string
 	Version    string // of the running PostgreSQL build; "" when unknown
+	Runtime    *EndpointRuntime
+}
+
+// EndpointRuntime is how a compute is doing; nil fields are unknown or do not apply.
+type EndpointRuntime struct {
+	SizeCU   *float64       // size now
+	SizeNote string         // what keeps the size from what was asked for
+	LagBytes *int64         // WAL of the primary that a replica has not replayed
+	Lag      *time.Duration // age of the oldest change that a replica has not replayed; 0 when there is none
 }
 
 // ProjectView is a project with what is computed for clients.

@@ -160,5 +160,12 @@ func endpoint(e control.EndpointView) api.Endpoint {
 	if e.State == core.EndpointActive {
 		out.ComputeReleaseVersion = opt(e.Version)
 	}
+	if r := e.Runtime; r != nil {
+		out.Runtime = &api.EndpointRuntime{SizeCU: r.SizeCU, SizeNote: opt(r.SizeNote), ReplicationLagBytes: r.LagBytes}
+		if r.Lag != nil {
+			ms := r.Lag.Milliseconds()
+			out.Runtime.ReplicationLagMs = &ms
+		}
+	}
 	return out
 }

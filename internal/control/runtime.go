@@ -1,0 +1,17 @@
+package control
+
+import (
+	"context"
+
+	"github.com/boughdb/bough/internal/core"
+)
+
+// runtime says how an endpoint's compute is doing, nil when there is nothing to say. It never wakes a compute, and what
+// cannot be found out is left out: it decorates an answer.
+func (s *Service) runtime(_ context.Context, _ core.Endpoint) *EndpointRuntime {
+	var r EndpointRuntime
+	if r == (EndpointRuntime{}) {
+		return nil
+	}
+	return &r
+}
