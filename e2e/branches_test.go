@@ -31,8 +31,13 @@ func lsn(t *testing.T, text *string) uint64 {
 // TestBranchHoldsEveryAcknowledgedCommit branches a parent that is being written to: each child has every row that was
 // acknowledged before its call, without a gap, and is sound.
 func TestBranchHoldsEveryAcknowledgedCommit(t *testing.T) {
+	for _, storage := range backends() {
+		t.Run(storage, func(t *testing.T) { branchUnderWrites(t, startOn(t, storage)) })
+	}
+}
+
+func branchUnderWrites(t *testing.T, s *server) {
 	const writers, branches, atOnce = 4, 20, 2
-	s := start(t)
 	p := s.project(t)
 	sql(t, s.connect(t, p.URI), "create table journal (writer int, n int, filler text, primary key (writer, n))")
 
@@ -146,11 +151,7 @@ func TestBranchHoldsEveryAcknowledgedCommit(t *testing.T) {
 // TestBranchOfBranch branches five deep, off sleeping and running parents. Each level has what was above it at the time
 // and nothing of what came later anywhere.
 func TestBranchOfBranch(t *testing.T) {
-	backends := []string{"copy"}
-	if isRoot() {
-		backends = []string{"btrfs", "copy"}
-	}
-	for _, storage := range backends {
+	for _, storage := range backends() {
 		t.Run(storage, func(t *testing.T) {
 			t.Parallel()
 			branchOfBranch(t, startOn(t, storage))

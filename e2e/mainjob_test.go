@@ -10,11 +10,7 @@ import (
 
 // TestMainJob does what Bough is for, kills the server in the middle of a branch, and does it all again.
 func TestMainJob(t *testing.T) {
-	backends := []string{"copy"}
-	if isRoot() {
-		backends = []string{"btrfs", "copy"}
-	}
-	for _, storage := range backends {
+	for _, storage := range backends() {
 		t.Run(storage, func(t *testing.T) {
 			s := startOn(t, storage)
 			p := mainJob(t, s)

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/boughdb/bough/internal/pgtest"
 	"github.com/boughdb/bough/sdk"
 )
 
@@ -58,6 +59,14 @@ func backend() string {
 	return "copy"
 }
 
+// backends is every one that this user can have.
+func backends() []string {
+	if isRoot() {
+		return []string{"btrfs", "reflink", "copy"}
+	}
+	return []string{"copy"}
+}
+
 // needRoot skips what only root can set up.
 func needRoot(t *testing.T, why string) {
 	t.Helper()
@@ -92,7 +101,11 @@ func prepare(t *testing.T, storage string, args ...string) *server {
 	if base, err = filepath.EvalSymlinks(base); err != nil {
 		t.Fatal(err)
 	}
-	return prepareIn(t, base, filepath.Join(base, "data"), storage, args...)
+	dir := filepath.Join(base, "data")
+	if storage == "reflink" {
+		dir = filepath.Join(pgtest.Mount(t, "xfs", 8<<30), "data")
+	}
+	return prepareIn(t, base, dir, storage, args...)
 }
 
 func prepareIn(t *testing.T, base, dir, storage string, args ...string) *server {

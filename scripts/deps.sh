@@ -24,6 +24,7 @@ if [ "$what" = test ]; then
 	need gcc command -v gcc # the race detector
 	need libc6-dev test -e /usr/include/stdio.h
 	root && need e2fsprogs sbin mkfs.ext4
+	root && need xfsprogs sbin mkfs.xfs
 fi
 
 if [ ${#packages[@]} -gt 0 ]; then

@@ -48,7 +48,7 @@ func serverFlags(f *pflag.FlagSet, c *service.Config) {
 	f.StringVar(&c.PGAdvertise, "pg-advertise", "", "address that clients use for the proxy, when it is another one (host:port or :port)")
 	f.StringVar(&c.Domain, "domain", "db.localhost", "endpoints are ep-….DOMAIN")
 	f.StringVar(&c.Region, "region", "local", "region id of projects that name none")
-	f.StringVar(&c.Storage, "storage", "auto", "where branches live: auto, btrfs, copy")
+	f.StringVar(&c.Storage, "storage", "auto", "how branches share their data: btrfs (snapshots, in an image if need be), reflink (XFS and others), copy; auto takes the first that works")
 	f.BoolVar(&c.Preallocate, "storage-preallocate", false, "reserve the pool image's space when it is made")
 	f.Var((*bytesValue)(&c.PoolSize), "storage-size", "size of a new pool image; 0 chooses from the free space")
 	f.Var((*bytesValue)(&c.HostReserve), "host-reserve", "space to keep free on the disk; 0 chooses")

@@ -38,9 +38,9 @@ type rig struct {
 
 // eachBackend runs a test on every backend that this process may use.
 func eachBackend(t *testing.T, test func(t *testing.T, r *rig)) {
-	for _, backend := range []string{storage.BackendBtrfs, storage.BackendCopy} {
+	for _, backend := range []string{storage.BackendBtrfs, storage.BackendReflink, storage.BackendCopy} {
 		t.Run(backend, func(t *testing.T) {
-			if backend == storage.BackendBtrfs && os.Geteuid() != 0 {
+			if backend != storage.BackendCopy && os.Geteuid() != 0 {
 				t.Skip("needs root: mounts a file system")
 			}
 			test(t, newRig(t, backend, ""))
@@ -52,6 +52,9 @@ func eachBackend(t *testing.T, test func(t *testing.T, r *rig)) {
 func newRig(t *testing.T, backend, walRoot string) *rig {
 	t.Helper()
 	dir := pgtest.TempDir(t)
+	if backend == storage.BackendReflink {
+		pgtest.MountAt(t, "xfs", 4<<30, dir)
+	}
 	if walRoot == "" {
 		walRoot = filepath.Join(dir, "wal")
 	}

@@ -28,7 +28,7 @@ type Config struct {
 	PGAdvertise  string // host:port or :port that clients use; "" is where the proxy listens
 	Domain       string // endpoint hosts are ep-….<Domain>
 	Region       string // default region id
-	Storage      string // auto, btrfs or copy
+	Storage      string // auto, btrfs, reflink or copy
 	Preallocate  bool   // reserve the pool image's space
 	PoolSize     int64  // bytes of a new pool image; 0 chooses
 	HostReserve  int64  // bytes to keep free on the host; 0 chooses

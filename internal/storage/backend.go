@@ -30,9 +30,10 @@ type Backend interface {
 
 // The names of the backends, as Options.Backend takes them.
 const (
-	BackendAuto  = "auto"
-	BackendBtrfs = "btrfs"
-	BackendCopy  = "copy"
+	BackendAuto    = "auto"
+	BackendBtrfs   = "btrfs"
+	BackendReflink = "reflink"
+	BackendCopy    = "copy"
 )
 
 var idPattern = regexp.MustCompile(`^[a-z0-9-]{1,64}$`)

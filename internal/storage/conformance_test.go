@@ -7,16 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"syscall"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/pgtest"
 )
 
 // fixture is a backend in a place where it works. place returns an empty data directory and what to open it with; small
@@ -47,10 +45,17 @@ var fixtures = []fixture{
 		}
 		return Options{Dir: dir, Backend: BackendBtrfs, UID: -1, GID: -1, HostReserve: mib, PoolReserve: mib}
 	}},
+	{"reflink-xfs", true, func(t *testing.T, small bool) Options { return reflinkOptions(t, "xfs", small) }},
+	{"reflink-btrfs", true, func(t *testing.T, small bool) Options { return reflinkOptions(t, "btrfs", small) }},
+	{"copy-xfs", true, func(t *testing.T, small bool) Options {
+		o := reflinkOptions(t, "xfs", small)
+		o.Backend = BackendCopy
+		return o
+	}},
 	{"copy", false, func(t *testing.T, small bool) Options {
 		dir := t.TempDir()
 		if small {
-			dir = smallFS(t, 96*mib)
+			dir = pgtest.Mount(t, "ext4", 96*mib)
 		}
 		return Options{Dir: dir, Backend: BackendCopy, UID: -1, GID: -1, HostReserve: mib, PoolReserve: mib}
 	}},
@@ -63,6 +68,15 @@ func imageOptions(t *testing.T, dir string, small bool) Options {
 	}
 	t.Cleanup(func() { unmountForTest(t, dir) })
 	return Options{Dir: dir, Backend: BackendBtrfs, SizeBytes: size, UID: -1, GID: -1, HostReserve: mib, PoolReserve: mib}
+}
+
+func reflinkOptions(t *testing.T, fsType string, small bool) Options {
+	size := gib
+	if small {
+		size = 320 * mib // about as small as XFS can be
+	}
+	dir := filepath.Join(pgtest.Mount(t, fsType, size), "data")
+	return Options{Dir: dir, Backend: BackendReflink, UID: -1, GID: -1, HostReserve: mib, PoolReserve: mib}
 }
 
 func unmountForTest(t *testing.T, dir string) {
@@ -78,32 +92,6 @@ func requireRoot(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: mounts a file system")
 	}
-}
-
-// smallFS mounts an ext4 file system of that size.
-func smallFS(t *testing.T, size int64) string {
-	t.Helper()
-	requireRoot(t)
-	base := t.TempDir()
-	image, dir := filepath.Join(base, "fs.img"), filepath.Join(base, "fs")
-	must(t, os.WriteFile(image, nil, 0o600))
-	must(t, os.Truncate(image, size))
-	mkfs, err := findTool("mkfs.ext4")
-	must(t, err)
-	if out, err := exec.Command(mkfs, "-q", "-b", "4096", "-m", "0", image).CombinedOutput(); err != nil {
-		t.Fatalf("mkfs.ext4: %v: %s", err, out)
-	}
-	must(t, os.Mkdir(dir, 0o755))
-	loop, err := attachLoop(testLog(t), image)
-	must(t, err)
-	defer loop.Close()
-	must(t, unix.Mount(loop.Name(), dir, "ext4", 0, ""))
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Errorf("unmount %s: %v", dir, err)
-		}
-	})
-	return dir
 }
 
 func TestConformance(t *testing.T) {
@@ -300,7 +288,7 @@ func testReopen(t *testing.T, opts Options) {
 		t.Fatalf("auto took %s in a pool made with %s", q.Backend(), p.Backend())
 	}
 	other := opts
-	other.Backend = map[string]string{BackendBtrfs: BackendCopy, BackendCopy: BackendBtrfs}[p.Backend()]
+	other.Backend = map[string]string{BackendBtrfs: BackendCopy, BackendCopy: BackendBtrfs, BackendReflink: BackendBtrfs}[p.Backend()]
 	if _, err := Open(t.Context(), other); !core.IsKind(err, core.KindPrecondition) {
 		t.Fatalf("opening with another backend: %v, want a refusal", err)
 	}
@@ -400,11 +388,12 @@ func testFull(t *testing.T, opts Options) {
 	rand.Read(data)
 	must(t, os.WriteFile(filepath.Join(p.Path("a"), "data"), data, 0o600))
 	must(t, p.Create(ctx, "filler"))
-	if p.Atomic() {
+	shares := p.Atomic() || probeReflink(ctx, p.root()) == nil // there copy_file_range(2) shares, too
+	if shares {
 		fill(t, filepath.Join(p.Path("filler"), "filler"))
 	}
 	clones, full := []string{}, false
-	for i := 0; i < 10 && !full; i++ {
+	for i := 0; i < 20 && !full; i++ {
 		id := fmt.Sprintf("c%d", i)
 		switch err := p.Clone(ctx, "a", id); {
 		case err == nil:
@@ -416,15 +405,15 @@ func testFull(t *testing.T, opts Options) {
 		}
 		wantEmptyStaging(t, p)
 	}
-	if !full && !p.Atomic() {
-		t.Fatal("200 MiB fitted into 96")
+	if !full && !shares {
+		t.Fatal("420 MiB fitted into a smaller file system")
 	}
 	wantList(t, p, append([]string{"a", "filler"}, clones...)...)
 	opts.PoolReserve = 40 * mib
 	wantKind(t, open(t, opts).Admit(ctx), core.KindNoSpace)
 
 	must(t, p.Delete(ctx, "filler"))
-	if len(clones) > 0 && !p.Atomic() {
+	if len(clones) > 0 && !shares {
 		must(t, p.Delete(ctx, clones[0]))
 		clones = clones[1:]
 	}

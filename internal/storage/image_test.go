@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/pgtest"
 )
 
 func testLog(t *testing.T) *slog.Logger {
@@ -168,7 +169,7 @@ func TestImageIsSparseUnlessPreallocated(t *testing.T) {
 // TestHostFull: the image cannot grow, so new branches are refused long before.
 func TestHostFull(t *testing.T) {
 	requireRoot(t)
-	host := smallFS(t, 256*mib)
+	host := pgtest.Mount(t, "ext4", 256*mib)
 	dir := filepath.Join(host, "data")
 	opts := imageOptions(t, dir, false)
 	opts.HostReserve = 64 * mib

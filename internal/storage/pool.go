@@ -34,7 +34,7 @@ const cleanupTimeout = time.Minute
 // Options say where a pool is and how it is made. The zero value of a field means its default.
 type Options struct {
 	Dir         string // the data directory; made when missing
-	Backend     string // auto (the default), btrfs or copy
+	Backend     string // auto (the default), btrfs, reflink or copy
 	Preallocate bool   // reserve the image's space on the host when it is made, and never give it back
 	SizeBytes   int64  // size of a new image; 0 chooses from the host's free space
 	UID, GID    int    // owner of new volumes; -1 leaves the owner alone
@@ -83,7 +83,7 @@ func Open(ctx context.Context, opts Options) (*Pool, error) {
 		return nil, wrap(err, "storage.open", "a volume that a crash left in pool/staging could not be removed")
 	}
 	p.log.InfoContext(ctx, "storage is open", "backend", backend.Name(), "dir", dir)
-	if !backend.Atomic() {
+	if backend.Name() == BackendCopy {
 		p.log.WarnContext(ctx, "branches are full copies: each costs as much disk as its parent, and time in proportion",
 			"backend", backend.Name())
 	}

@@ -53,9 +53,9 @@ func selectBackend(ctx context.Context, opts Options) (Backend, error) {
 	switch want {
 	case "":
 		want = BackendAuto
-	case BackendAuto, BackendBtrfs, BackendCopy:
+	case BackendAuto, BackendBtrfs, BackendReflink, BackendCopy:
 	default:
-		return nil, core.Invalidf("unknown storage backend %q; use auto, btrfs or copy", want)
+		return nil, core.Invalidf("unknown storage backend %q; use auto, btrfs, reflink or copy", want)
 	}
 	m, err := readMarker(opts.Dir)
 	if err != nil {
@@ -66,6 +66,13 @@ func selectBackend(ctx context.Context, opts Options) (Backend, error) {
 		return nil, err
 	}
 	if inUse && m.Backend != "" {
+		if plainFolders(want) && plainFolders(m.Backend) && want != m.Backend {
+			b, err := openBackend(ctx, want, opts)
+			if err != nil {
+				return nil, err
+			}
+			return b, writeMarker(opts.Dir, marker{Backend: want})
+		}
 		if want != BackendAuto && want != m.Backend {
 			return nil, &core.Error{Kind: core.KindPrecondition,
 				Message: fmt.Sprintf("the data directory %s was made with the storage backend %s, not %s", opts.Dir, m.Backend, want),
@@ -77,7 +84,7 @@ func selectBackend(ctx context.Context, opts Options) (Backend, error) {
 	if want != BackendAuto {
 		return makeBackend(ctx, want, opts)
 	}
-	for _, name := range []string{BackendBtrfs, BackendCopy} {
+	for _, name := range []string{BackendBtrfs, BackendReflink, BackendCopy} {
 		b, err := makeBackend(ctx, name, opts)
 		if err == nil {
 			return b, nil
@@ -89,6 +96,9 @@ func selectBackend(ctx context.Context, opts Options) (Backend, error) {
 	}
 	return nil, core.Errorf(core.KindUnavailable, "", "no storage backend works in %s", opts.Dir)
 }
+
+// plainFolders tells whether a backend keeps volumes as ordinary folders: what one such made, another can go on with.
+func plainFolders(backend string) bool { return backend == BackendReflink || backend == BackendCopy }
 
 // makeBackend opens a backend for a pool that has no volumes yet. The marker comes first: a crash between the two leaves a
 // marker without a pool, which binds nobody.
@@ -103,9 +113,12 @@ func openBackend(ctx context.Context, name string, opts Options) (Backend, error
 	switch name {
 	case BackendBtrfs:
 		return openBtrfs(ctx, opts)
-	case BackendCopy:
+	case BackendReflink, BackendCopy:
 		if _, err := os.Lstat(imagePath(opts.Dir)); err == nil {
 			return nil, fmt.Errorf("%s exists: the volumes are in it", imagePath(opts.Dir))
+		}
+		if name == BackendReflink {
+			return openReflink(ctx, opts)
 		}
 		return copyBackend{}, os.MkdirAll(poolPath(opts.Dir), 0o755)
 	default:
