@@ -35,6 +35,8 @@ type bench struct {
 	client  *sdk.Client
 	pgAddr  string
 	storage string
+	api     string // its address
+	key     string
 
 	main *target // the first project's endpoint, filled with pgbench data
 }
@@ -78,17 +80,7 @@ func start(ctx context.Context, o options) (b *bench, err error) {
 			b.stop()
 		}
 	}()
-	log, err := os.Create(filepath.Join(b.dir, "server.log"))
-	if err != nil {
-		return nil, err
-	}
-	defer log.Close()
-	b.server = exec.Command(o.binary, "serve", "--data-dir", b.data, "--pg-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--storage", o.storage)
-	b.server.Stdout, b.server.Stderr = log, log
-	if err := b.server.Start(); err != nil {
-		return nil, err
-	}
-	if err := b.await(ctx); err != nil {
+	if err := b.launch(ctx); err != nil {
 		return nil, err
 	}
 	b.main, err = b.create(ctx)
@@ -97,6 +89,33 @@ func start(ctx context.Context, o options) (b *bench, err error) {
 	}
 	fmt.Fprintln(os.Stderr, "filling the first project …")
 	return b, b.tool(ctx, "pgbench", "-q", "-i", "-s", strconv.Itoa(o.scale), b.main.uri)
+}
+
+// launch starts the server and waits until it answers.
+func (b *bench) launch(ctx context.Context) error {
+	log, err := os.OpenFile(filepath.Join(b.dir, "server.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	b.server = exec.Command(b.binary, "serve", "--data-dir", b.data, "--pg-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--storage", b.options.storage)
+	b.server.Stdout, b.server.Stderr = log, log
+	if err := b.server.Start(); err != nil {
+		return err
+	}
+	return b.await(ctx)
+}
+
+// restart kills the server and measures until the next one answers. Computes run on.
+func (b *bench) restart(ctx context.Context) (time.Duration, error) {
+	if err := b.server.Process.Kill(); err != nil {
+		return 0, err
+	}
+	_ = b.server.Wait()
+	if err := os.Remove(filepath.Join(b.data, "admin.json")); err != nil {
+		return 0, err
+	}
+	return timed(func() error { return b.launch(ctx) })
 }
 
 // await returns when the server answers.
@@ -115,7 +134,7 @@ func (b *bench) await(ctx context.Context) error {
 				return err
 			}
 			if _, err = b.client.Me(ctx); err == nil {
-				b.pgAddr = admin.PGAddr
+				b.pgAddr, b.api, b.key = admin.PGAddr, admin.APIURL, admin.APIKey
 				info, err := os.ReadFile(filepath.Join(b.data, "pool.json"))
 				var pool struct {
 					Backend string `json:"backend"`

@@ -124,7 +124,7 @@ func (s *Service) up(ctx context.Context, b core.Branch, spec compute.Spec) (com
 		if _, err := storeCatalog(ctx, q, b.ID, catalog, ""); err != nil {
 			return err
 		}
-		return errors.Join(q.BranchStarted(ctx, b.ID), q.SetBranchSize(ctx, b.ID, size))
+		return q.BranchStarted(ctx, b.ID, size)
 	}, nil
 }
 

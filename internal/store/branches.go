@@ -121,9 +121,10 @@ func (q Q) BranchFailed(ctx context.Context, id, reason string) error {
 	return internal(q.db.BranchFailed(ctx, db.BranchFailedParams{ID: id, StateReason: reason}))
 }
 
-// BranchStarted records that the first start is done: recovery ended, roles and databases applied.
-func (q Q) BranchStarted(ctx context.Context, id string) error {
-	return internal(q.db.BranchStarted(ctx, id))
+// BranchStarted records that the first start is done: recovery ended, roles and databases applied; and the logical size in
+// bytes. One statement: a second one would make PostgreSQL look at the parent's row again, and lock it, after the child's.
+func (q Q) BranchStarted(ctx context.Context, id string, bytes int64) error {
+	return internal(q.db.BranchStarted(ctx, db.BranchStartedParams{ID: id, LogicalSize: bytes}))
 }
 
 // SetBranchSize records the logical size in bytes.

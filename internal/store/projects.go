@@ -75,9 +75,10 @@ func (q Q) UpdateProject(ctx context.Context, p core.Project) (core.Project, err
 	return one(r, err, toProject, "project", p.ID)
 }
 
-// TouchProject records that a compute of the project was active at a time.
+// TouchProject records that a compute of the project was active at a time, to the second: when many of its computes wake
+// at once, most leave the row alone, which would be locked from one commit to the next.
 func (q Q) TouchProject(ctx context.Context, id string, at time.Time) error {
-	return internal(q.db.TouchProjectActivity(ctx, db.TouchProjectActivityParams{ID: id, At: at}))
+	return internal(q.db.TouchProjectActivity(ctx, db.TouchProjectActivityParams{ID: id, At: at, UnlessAfter: at.Add(-time.Second)}))
 }
 
 // MarkProjectDeleting hides a project until its storage is gone.

@@ -49,11 +49,16 @@ func (q *Queries) BranchReady(ctx context.Context, arg BranchReadyParams) error 
 }
 
 const branchStarted = `-- name: BranchStarted :exec
-UPDATE branches SET promote = false, setup = NULL WHERE id = $1
+UPDATE branches SET promote = false, setup = NULL, logical_size = $2::bigint WHERE id = $1
 `
 
-func (q *Queries) BranchStarted(ctx context.Context, id string) error {
-	_, err := q.db.Exec(ctx, branchStarted, id)
+type BranchStartedParams struct {
+	ID          string
+	LogicalSize int64
+}
+
+func (q *Queries) BranchStarted(ctx context.Context, arg BranchStartedParams) error {
+	_, err := q.db.Exec(ctx, branchStarted, arg.ID, arg.LogicalSize)
 	return err
 }
 
@@ -368,7 +373,7 @@ func (q *Queries) ListVolumes(ctx context.Context) ([]ListVolumesRow, error) {
 }
 
 const lockBranch = `-- name: LockBranch :one
-SELECT id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, state_reason, state_changed_at, is_default, protected, init_source, expires_at, logical_size, created_by, created_by_name, annotation, annotated_at, volume_id, incarnation, promote, setup, deleting, created_at, updated_at FROM branches WHERE id = $1 AND project_id = $2 AND NOT deleting FOR UPDATE
+SELECT id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, state_reason, state_changed_at, is_default, protected, init_source, expires_at, logical_size, created_by, created_by_name, annotation, annotated_at, volume_id, incarnation, promote, setup, deleting, created_at, updated_at FROM branches WHERE id = $1 AND project_id = $2 AND NOT deleting FOR NO KEY UPDATE
 `
 
 type LockBranchParams struct {
@@ -411,7 +416,7 @@ func (q *Queries) LockBranch(ctx context.Context, arg LockBranchParams) (Branch,
 }
 
 const lockBranchByID = `-- name: LockBranchByID :one
-SELECT id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, state_reason, state_changed_at, is_default, protected, init_source, expires_at, logical_size, created_by, created_by_name, annotation, annotated_at, volume_id, incarnation, promote, setup, deleting, created_at, updated_at FROM branches WHERE id = $1 FOR UPDATE
+SELECT id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, state_reason, state_changed_at, is_default, protected, init_source, expires_at, logical_size, created_by, created_by_name, annotation, annotated_at, volume_id, incarnation, promote, setup, deleting, created_at, updated_at FROM branches WHERE id = $1 FOR NO KEY UPDATE
 `
 
 func (q *Queries) LockBranchByID(ctx context.Context, id string) (Branch, error) {

@@ -392,7 +392,7 @@ func (q *Queries) ListHandles(ctx context.Context) ([]Handle, error) {
 }
 
 const lockEndpoint = `-- name: LockEndpoint :one
-SELECT id, project_id, branch_id, name, region_id, type, min_cu, max_cu, provisioner, pg_settings, pooler_enabled, suspend_timeout, disabled, state, pending_state, last_active, started_at, suspended_at, deleting, created_at, updated_at FROM endpoints WHERE id = $1 AND NOT deleting FOR UPDATE
+SELECT id, project_id, branch_id, name, region_id, type, min_cu, max_cu, provisioner, pg_settings, pooler_enabled, suspend_timeout, disabled, state, pending_state, last_active, started_at, suspended_at, deleting, created_at, updated_at FROM endpoints WHERE id = $1 AND NOT deleting FOR NO KEY UPDATE
 `
 
 func (q *Queries) LockEndpoint(ctx context.Context, id string) (Endpoint, error) {

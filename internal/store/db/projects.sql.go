@@ -12,7 +12,7 @@ import (
 )
 
 const awaitProject = `-- name: AwaitProject :exec
-SELECT id FROM projects WHERE id = $1 FOR UPDATE
+SELECT id FROM projects WHERE id = $1 FOR NO KEY UPDATE
 `
 
 func (q *Queries) AwaitProject(ctx context.Context, id string) error {
@@ -227,7 +227,7 @@ func (q *Queries) MarkProjectDeleting(ctx context.Context, id string) error {
 }
 
 const shareProject = `-- name: ShareProject :one
-SELECT id, org_id, created_by, name, region_id, pg_version, provisioner, default_min_cu, default_max_cu, default_suspend, default_pg_settings, settings, store_passwords, history_retention, compute_last_active, deleting, created_at, updated_at FROM projects WHERE id = $1 AND NOT deleting FOR SHARE
+SELECT id, org_id, created_by, name, region_id, pg_version, provisioner, default_min_cu, default_max_cu, default_suspend, default_pg_settings, settings, store_passwords, history_retention, compute_last_active, deleting, created_at, updated_at FROM projects WHERE id = $1 AND NOT deleting FOR KEY SHARE
 `
 
 func (q *Queries) ShareProject(ctx context.Context, id string) (Project, error) {
@@ -257,16 +257,18 @@ func (q *Queries) ShareProject(ctx context.Context, id string) (Project, error) 
 }
 
 const touchProjectActivity = `-- name: TouchProjectActivity :exec
-UPDATE projects SET compute_last_active = greatest(compute_last_active, $2::timestamptz) WHERE id = $1
+UPDATE projects SET compute_last_active = $2::timestamptz
+WHERE id = $1 AND (compute_last_active IS NULL OR compute_last_active < $3::timestamptz)
 `
 
 type TouchProjectActivityParams struct {
-	ID string
-	At time.Time
+	ID          string
+	At          time.Time
+	UnlessAfter time.Time
 }
 
 func (q *Queries) TouchProjectActivity(ctx context.Context, arg TouchProjectActivityParams) error {
-	_, err := q.db.Exec(ctx, touchProjectActivity, arg.ID, arg.At)
+	_, err := q.db.Exec(ctx, touchProjectActivity, arg.ID, arg.At, arg.UnlessAfter)
 	return err
 }
 

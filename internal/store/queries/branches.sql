@@ -10,10 +10,10 @@ SELECT * FROM branches WHERE id = $1 AND project_id = $2 AND NOT deleting;
 SELECT * FROM branches WHERE id = $1;
 
 -- name: LockBranch :one
-SELECT * FROM branches WHERE id = $1 AND project_id = $2 AND NOT deleting FOR UPDATE;
+SELECT * FROM branches WHERE id = $1 AND project_id = $2 AND NOT deleting FOR NO KEY UPDATE;
 
 -- name: LockBranchByID :one
-SELECT * FROM branches WHERE id = $1 FOR UPDATE;
+SELECT * FROM branches WHERE id = $1 FOR NO KEY UPDATE;
 
 -- name: GetDefaultBranch :one
 SELECT * FROM branches WHERE project_id = $1 AND is_default AND NOT deleting;
@@ -39,7 +39,7 @@ WHERE id = $1;
 UPDATE branches SET pending_state = '', state_reason = $2, state_changed_at = now(), updated_at = now() WHERE id = $1;
 
 -- name: BranchStarted :exec
-UPDATE branches SET promote = false, setup = NULL WHERE id = $1;
+UPDATE branches SET promote = false, setup = NULL, logical_size = @logical_size::bigint WHERE id = $1;
 
 -- name: SetBranchSize :exec
 UPDATE branches SET logical_size = $2 WHERE id = $1;

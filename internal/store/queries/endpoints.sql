@@ -10,7 +10,7 @@ SELECT * FROM endpoints WHERE id = $1 AND NOT deleting;
 SELECT * FROM endpoints WHERE id = $1;
 
 -- name: LockEndpoint :one
-SELECT * FROM endpoints WHERE id = $1 AND NOT deleting FOR UPDATE;
+SELECT * FROM endpoints WHERE id = $1 AND NOT deleting FOR NO KEY UPDATE;
 
 -- name: ListEndpoints :many
 SELECT * FROM endpoints

@@ -10,7 +10,7 @@ SELECT * FROM projects WHERE id = $1 AND NOT deleting;
 SELECT * FROM projects WHERE id = $1 AND NOT deleting FOR UPDATE;
 
 -- name: ShareProject :one
-SELECT * FROM projects WHERE id = $1 AND NOT deleting FOR SHARE;
+SELECT * FROM projects WHERE id = $1 AND NOT deleting FOR KEY SHARE;
 
 -- name: ListProjects :many
 SELECT * FROM projects
@@ -25,7 +25,8 @@ UPDATE projects SET name = $2, default_min_cu = $3, default_max_cu = $4, default
 WHERE id = $1 RETURNING *;
 
 -- name: TouchProjectActivity :exec
-UPDATE projects SET compute_last_active = greatest(compute_last_active, @at::timestamptz) WHERE id = $1;
+UPDATE projects SET compute_last_active = @at::timestamptz
+WHERE id = $1 AND (compute_last_active IS NULL OR compute_last_active < @unless_after::timestamptz);
 
 -- name: MarkProjectDeleting :exec
 UPDATE projects SET deleting = true, updated_at = now() WHERE id = $1;
@@ -34,4 +35,4 @@ UPDATE projects SET deleting = true, updated_at = now() WHERE id = $1;
 DELETE FROM projects p WHERE p.id = $1 AND p.deleting AND NOT EXISTS (SELECT FROM branches b WHERE b.project_id = p.id);
 
 -- name: AwaitProject :exec
-SELECT id FROM projects WHERE id = $1 FOR UPDATE;
+SELECT id FROM projects WHERE id = $1 FOR NO KEY UPDATE;
