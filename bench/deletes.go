@@ -297,6 +297,10 @@ func (l *load) stop() {
 
 // churn: branches with a compute that are made and suspended at once, many side by side.
 func (b *bench) churn(ctx context.Context) ([]row, error) {
+	// The parent is awake and idle, and has nothing to replay.
+	if err := errors.Join(b.suspend(ctx, b.main), b.firstRow(ctx, b.main.uri)); err != nil {
+		return nil, err
+	}
 	n := max(100, 5*b.rounds)
 	work := make(chan struct{}, n)
 	for range n {
