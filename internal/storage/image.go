@@ -75,7 +75,7 @@ func mountImage(ctx context.Context, opts Options) error {
 
 // mountLoop mounts an image that is not mounted.
 func mountLoop(ctx context.Context, opts Options) error {
-	pool, image := poolPath(opts.Dir), imagePath(opts.Dir)
+	image := imagePath(opts.Dir)
 	// A device left over from a crash would give the kernel the same file system twice.
 	if err := detachLoops(ctx, image); err != nil {
 		return err
@@ -85,14 +85,7 @@ func mountLoop(ctx context.Context, opts Options) error {
 		return err
 	}
 	defer loop.Close() // the mount keeps it; without a mount, closing detaches it
-	data := "discard=async"
-	if opts.Preallocate {
-		data = "nodiscard"
-	}
-	if err := unix.Mount(loop.Name(), pool, "btrfs", unix.MS_NOATIME|unix.MS_NODEV|unix.MS_NOSUID, data); err != nil {
-		return fmt.Errorf("mount %s at %s: %w", image, pool, err)
-	}
-	return nil
+	return mountDevice(opts, loop.Name())
 }
 
 // makeImage makes a file system image under a temporary name and renames it when it is complete, so a crash never leaves

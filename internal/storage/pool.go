@@ -21,6 +21,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -49,6 +50,7 @@ type Pool struct {
 	opts    Options
 	backend Backend
 	log     *slog.Logger
+	staged  sync.Map // paths in staging that a call works on
 }
 
 // Open makes or finds the pool of a data directory: it mounts what must be mounted, removes what a crash left half-made,
@@ -112,6 +114,7 @@ func (p *Pool) Create(ctx context.Context, id string) error {
 		return wrap(err, op, "")
 	}
 	tmp := p.stagingPath(id)
+	defer p.working(tmp)()
 	err := p.backend.Create(ctx, tmp)
 	if err == nil {
 		err = own(tmp, p.opts.UID, p.opts.GID)
@@ -141,6 +144,7 @@ func (p *Pool) Clone(ctx context.Context, src, dst string) error {
 		return wrap(p.backend.Clone(ctx, p.Path(src), p.Path(dst)), op, "")
 	}
 	tmp := p.stagingPath(dst)
+	defer p.working(tmp)()
 	err := p.backend.Clone(ctx, p.Path(src), tmp)
 	if err == nil {
 		err = p.install(tmp, dst)
@@ -160,6 +164,7 @@ func (p *Pool) Delete(ctx context.Context, id string) error {
 	}
 	// Out of the way first: a crash in the middle leaves something for Open to sweep, never half a volume.
 	tmp := p.stagingPath(id)
+	defer p.working(tmp)()
 	if err := os.Rename(p.Path(id), tmp); err != nil {
 		if notExist(err) {
 			return nil
@@ -220,6 +225,12 @@ func (p *Pool) checkExists(id string) error {
 // stagingPath is a name that no other call uses.
 func (p *Pool) stagingPath(id string) string {
 	return filepath.Join(p.staging(), id+"."+rand.Text()[:10])
+}
+
+// working says that a call works on a path in staging, until done is called; see Leftovers.
+func (p *Pool) working(path string) (done func()) {
+	p.staged.Store(path, nil)
+	return func() { p.staged.Delete(path) }
 }
 
 // install gives a finished staged volume its name, durably.
