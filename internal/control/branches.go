@@ -63,6 +63,9 @@ func (s *Service) CreateBranch(ctx context.Context, c core.Caller, projectID str
 		return none, err
 	}
 	if parent.State == core.BranchReady {
+		if err := s.checkData(parent); err != nil {
+			return none, err
+		}
 		if err := s.refreshCatalog(ctx, parent); err != nil {
 			return none, err
 		}

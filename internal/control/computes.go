@@ -58,6 +58,9 @@ func (s *Service) spec(ctx context.Context, b core.Branch, computeID string, e c
 	if err != nil {
 		return compute.Spec{}, &core.Error{Kind: core.KindUnprocessable, Message: core.UserMessage(err), Err: err}
 	}
+	if err := s.checkData(b); err != nil {
+		return compute.Spec{}, err
+	}
 	spec := compute.Spec{
 		EndpointID: computeID, Build: build, DataDir: s.Volumes.Path(b.VolumeID), WALDir: s.WAL.Path(b.ID, b.Incarnation),
 		Size: postgres.SizeSpec{MinCU: defaultCU, MaxCU: defaultCU}, Promote: b.Promote, IdleTimeout: -1,

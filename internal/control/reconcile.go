@@ -290,7 +290,7 @@ func (r *reconciler) report(at time.Time, l *look) Report {
 			continue
 		}
 		if !d.logged && d.State == DriftReported {
-			l.log.Warn("found a drift", "kind", d.Kind, "severity", d.Severity, "subject", d.Subject, "problem", d.Problem, "advice", d.Advice)
+			l.Log.Warn("found a drift", "kind", d.Kind, "severity", d.Severity, "subject", d.Subject, "problem", d.Problem, "advice", d.Advice)
 			d.logged = true
 		}
 		out.Open = append(out.Open, *d)

@@ -5,26 +5,25 @@ import (
 	"encoding/json"
 	"errors"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/boughdb/bough/internal/compute"
 	"github.com/boughdb/bough/internal/core"
-	"github.com/boughdb/bough/internal/postgres"
 	"github.com/boughdb/bough/internal/store"
 )
 
 // Recover makes what is and what should be one after any end of an earlier server: it takes over the computes that still
-// run, ends the processes and removes the files that no branch owns, and marks as asleep what is gone. It comes before the
-// queue starts, which then goes on with what was not finished.
-func (s *Service) Recover(ctx context.Context, driver compute.Driver) error {
+// run, ends the processes that nobody owns, and marks as asleep what is gone. It comes before the queue starts, which then
+// goes on with what was not finished. Files that no row owns are left to reconciliation, which takes its time: no crash of
+// a server leaves any but templates' drafts.
+func (s *Service) Recover(ctx context.Context) error {
 	if err := s.adoptComputes(ctx); err != nil {
 		return err
 	}
-	if err := s.endStrays(ctx, driver); err != nil {
+	if err := s.endStrays(ctx); err != nil {
 		return err
 	}
-	return s.sweepFiles(ctx)
+	return s.sweepDrafts(ctx)
 }
 
 // strayPatience is how long computes that nobody owns may take to end.
@@ -115,7 +114,7 @@ func (s *Service) adopt(ctx context.Context, h store.Handle) error {
 }
 
 // endStrays ends servers that run on our volumes and were not taken over: the server died before it knew them.
-func (s *Service) endStrays(ctx context.Context, driver compute.Driver) error {
+func (s *Service) endStrays(ctx context.Context) error {
 	known := map[int]bool{}
 	for _, id := range s.Computes.Running() {
 		if r, ok := s.Computes.Lookup(id); ok {
@@ -127,7 +126,7 @@ func (s *Service) endStrays(ctx context.Context, driver compute.Driver) error {
 	ctx, cancel := context.WithTimeout(ctx, strayPatience)
 	defer cancel()
 	for {
-		found, err := driver.Scan(ctx, s.Volumes.Path(""))
+		found, err := s.Driver.Scan(ctx, s.Volumes.Path(""))
 		if err != nil {
 			return err
 		}
@@ -138,7 +137,7 @@ func (s *Service) endStrays(ctx context.Context, driver compute.Driver) error {
 			}
 			strays++
 			s.log.Warn("ending a compute that nobody owns", "pid", f.PID, "data_dir", f.DataDir)
-			if err := driver.Clear(ctx, f.DataDir, ""); err != nil {
+			if err := s.Driver.Clear(ctx, f.DataDir, ""); err != nil {
 				return err
 			}
 		}
@@ -153,51 +152,11 @@ func (s *Service) endStrays(ctx context.Context, driver compute.Driver) error {
 	}
 }
 
-// sweepFiles removes volumes and WAL directories without a branch. The control database and the data directory are known
-// to belong together: the service checks that before.
-func (s *Service) sweepFiles(ctx context.Context) error {
-	branches, err := s.Store.Volumes(ctx)
-	if err != nil {
-		return err
-	}
-	owned := map[string]bool{}
-	for branch, volume := range branches {
-		owned[branch], owned[volume] = true, true
-	}
-	for major := postgres.MinMajor; major <= postgres.MaxMajor; major++ {
-		owned[templateRef(major).Volume] = true
-	}
-	volumes, err := s.Volumes.List(ctx)
-	if err != nil {
-		return err
-	}
-	logs, err := s.WAL.List(ctx)
-	if err != nil {
-		return err
-	}
-	for _, id := range volumes {
-		if !owned[id] {
-			s.log.Warn("removing a volume that no branch owns", "volume", id)
-			if err := s.Volumes.Delete(ctx, id); err != nil {
-				return err
-			}
-		}
-	}
-	for _, id := range logs {
-		if !owned[id] || (strings.HasPrefix(id, "template-") && !slices.Contains(volumes, id)) {
-			s.log.Warn("removing the WAL of a branch that does not exist", "branch_id", id)
-			if err := s.WAL.Delete(ctx, id); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// Start begins the background work: the watch over space, and the template of the default version.
+// Start begins the background work: the watch over space, reconciliation, and the template of the default version.
 func (s *Service) Start(ctx context.Context) {
 	ctx, s.stop = context.WithCancel(context.WithoutCancel(ctx))
 	s.work.Go(func() { s.watchSpace(ctx) })
+	s.work.Go(func() { s.reconcileLoop(ctx) })
 	s.work.Go(func() {
 		b, err := s.build(0)
 		if err == nil {

@@ -80,6 +80,9 @@ func (s *Service) Failed(op core.Operation, cause error) ops.Commit {
 // Ended is told of every end; see ops.Runner.
 func (s *Service) Ended(op core.Operation, status core.OperationStatus, took time.Duration) {
 	s.Recorder.OperationEnded(op.Action, status, took)
+	if status == core.OpFailed {
+		s.Nudge()
+	}
 	if op.Action == core.ActionApplyConfig && status == core.OpFailed {
 		// The rows are ahead of the catalog: the next look brings them back.
 		s.seen.Delete(op.BranchID)
@@ -159,6 +162,9 @@ func (s *Service) createBranch(ctx context.Context, b core.Branch) (ops.Commit, 
 	parent, err := s.Store.BranchByID(ctx, b.ParentID)
 	if err != nil {
 		return nil, gone(err)
+	}
+	if err := s.checkData(parent); err != nil {
+		return nil, err
 	}
 	var src history.Source
 	id, up, err := s.running(ctx, parent.ID)

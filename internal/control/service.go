@@ -39,6 +39,8 @@ type Queue interface {
 type Recorder interface {
 	OperationEnded(action core.OperationAction, status core.OperationStatus, took time.Duration)
 	Woken(took time.Duration, err error)
+	// Repaired counts a repair of a drift; see DriftKind.
+	Repaired(kind string)
 }
 
 // Addressing says how clients reach the server.
@@ -54,12 +56,15 @@ type Options struct {
 	Store      *store.Store
 	Queue      Queue
 	Computes   *compute.Manager
+	Driver     compute.Driver // of Computes
 	Volumes    *storage.Pool
 	WAL        *history.Dirs
 	Builds     []postgres.Build // installed, ascending
 	Sealer     *auth.Sealer
 	Init       postgres.InitOptions // OS user of computes; folders are filled in
-	RunDir     string               // short path for sockets
+	DataDir    string
+	RunDir     string // short path for sockets
+	Reconcile  ReconcileOptions
 	Addressing Addressing
 	Recorder   Recorder
 	Log        *slog.Logger
@@ -78,6 +83,8 @@ type Service struct {
 	catalogs  catalogSessions
 	seen      sync.Map // compute id → catalog fingerprint that the control database has
 	full      fullFlag
+	drafts    sync.Map // templates that are being made
+	drift     reconciler
 
 	stop     context.CancelFunc
 	stopOnce sync.Once
@@ -86,7 +93,7 @@ type Service struct {
 
 // New makes a Service. Recover must be called before anything else.
 func New(o Options) *Service {
-	return &Service{Options: o, log: o.Log}
+	return &Service{Options: o, log: o.Log, drift: reconciler{nudge: make(chan struct{}, 1)}}
 }
 
 func (a Addressing) withPort(host string) string {
@@ -240,18 +247,35 @@ func (k *keyedLocks) lock(ctx context.Context, key string) (unlock func(), err e
 	}
 	l.users++
 	k.mu.Unlock()
-	leave := func() {
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		if l.users--; l.users == 0 {
-			delete(k.held, key)
-		}
-	}
 	select {
 	case <-l.ch:
-		return func() { l.ch <- struct{}{}; leave() }, nil
+		return func() { l.ch <- struct{}{}; k.leave(key, l) }, nil
 	case <-ctx.Done():
-		leave()
+		k.leave(key, l)
 		return nil, ctx.Err()
+	}
+}
+
+// tryLock is lock for who has something else to do when somebody holds or awaits it.
+func (k *keyedLocks) tryLock(key string) (unlock func(), ok bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.held[key] != nil {
+		return nil, false
+	}
+	if k.held == nil {
+		k.held = map[string]*keyedLock{}
+	}
+	l := &keyedLock{ch: make(chan struct{}, 1), users: 1} // without its token: held
+	k.held[key] = l
+	return func() { l.ch <- struct{}{}; k.leave(key, l) }, true
+}
+
+// leave forgets a lock that nobody uses any more.
+func (k *keyedLocks) leave(key string, l *keyedLock) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if l.users--; l.users == 0 {
+		delete(k.held, key)
 	}
 }

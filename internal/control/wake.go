@@ -208,6 +208,9 @@ func (s *Service) enqueueWake(ctx context.Context, endpointID string) (opID stri
 		if b.State != core.BranchReady && b.PendingState == "" {
 			return core.Errorf(core.KindUnprocessable, "", "branch %s has no data: %s", b.ID, b.StateReason)
 		}
+		if err := s.checkData(b); err != nil {
+			return err // without an operation for each of many tries
+		}
 		e, err := q.LockEndpoint(ctx, endpointID)
 		if err != nil {
 			return err

@@ -39,6 +39,9 @@ func (s *Service) admit(ctx context.Context) error {
 	if err := s.full.check(); err != nil {
 		return err
 	}
+	if missing(s.Volumes.Path("")) {
+		return s.unreachable()
+	}
 	return s.Volumes.Admit(ctx)
 }
 
@@ -238,6 +241,8 @@ func (s *Service) ensureTemplate(ctx context.Context, b postgres.Build) error {
 	// An initdb that outlived a killed server may still write to its draft: each try has one of its own.
 	try := "-draft-" + core.NewUUID()[:8]
 	draft := history.Ref{Volume: name.Volume + try, Branch: name.Branch + try, Incarnation: 1}
+	s.drafts.Store(draft.Volume, nil)
+	defer s.drafts.Delete(draft.Volume) // after it was removed
 	clean := func(ctx context.Context) error {
 		return errors.Join(s.Volumes.Delete(ctx, draft.Volume), s.WAL.Delete(ctx, draft.Branch))
 	}

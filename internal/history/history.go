@@ -99,6 +99,21 @@ func (d *Dirs) Delete(ctx context.Context, branchID string) error {
 	return wrap(os.RemoveAll(filepath.Join(d.root, branchID)), op)
 }
 
+// Root is the folder that holds the WAL directories, whether or not it exists.
+func (d *Dirs) Root() string { return d.root }
+
+// DeleteIncarnation removes one WAL directory of a branch; none is not an error.
+func (d *Dirs) DeleteIncarnation(ctx context.Context, branchID string, incarnation int) error {
+	const op = "history.delete"
+	if err := checkID(branchID); err != nil {
+		return wrap(err, op)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return wrap(d.deleteIncarnation(branchID, incarnation), op)
+}
+
 // deleteIncarnation removes one WAL directory, and the branch's folder when that was the last.
 func (d *Dirs) deleteIncarnation(branchID string, incarnation int) error {
 	if err := os.RemoveAll(d.Path(branchID, incarnation)); err != nil {
