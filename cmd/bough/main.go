@@ -38,7 +38,7 @@ Start a server with 'bough serve' (or 'bough up' in the background); the other v
 	}
 	root.SetArgs(args)
 	root.AddGroup(&cobra.Group{ID: "server", Title: "The server:"}, &cobra.Group{ID: "client", Title: "What is in it:"})
-	for _, cmd := range []*cobra.Command{serveCommand(), upCommand(), downCommand(), statusCommand(), adminCommand()} {
+	for _, cmd := range []*cobra.Command{serveCommand(), upCommand(), downCommand(), statusCommand(), doctorCommand(), adminCommand()} {
 		cmd.GroupID = "server"
 		if err := fromEnvironment(cmd); err != nil {
 			return report(err)
@@ -57,6 +57,9 @@ Start a server with 'bough serve' (or 'bough up' in the background); the other v
 func report(err error) int {
 	if err == nil {
 		return cli.ExitOK
+	}
+	if errors.Is(err, errFindings) {
+		return cli.ExitError
 	}
 	text, hint := err.Error(), ""
 	if e, ok := errors.AsType[*core.Error](err); ok && e.Kind != core.KindInternal {

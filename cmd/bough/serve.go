@@ -59,6 +59,8 @@ func serverFlags(f *pflag.FlagSet, c *service.Config) {
 	f.StringVar(&c.TLSCert, "tls-cert", "", "certificate chain of the proxy (PEM); empty uses a local authority")
 	f.StringVar(&c.TLSKey, "tls-key", "", "key of --tls-cert (PEM)")
 	f.DurationVar(&c.Handshake, "handshake-timeout", 15*time.Second, "how long a Postgres client may take to authenticate")
+	f.DurationVar(&c.ReconcileEvery, "reconcile-every", 30*time.Second, "how often what should be is compared with what is; see bough doctor")
+	f.DurationVar(&c.ReconcilePatience, "reconcile-patience", time.Minute, "how long a difference must last before it is repaired")
 	f.BoolVar(&c.AllowPlain, "allow-plaintext", false, "let clients on this machine connect without TLS")
 	f.BoolVar(&c.StopComputes, "stop-computes", false, "on Ctrl-C or SIGTERM stop the computes and the control database too")
 	f.StringVar(&c.LogFormat, "log-format", "text", "text or json")

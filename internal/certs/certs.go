@@ -193,3 +193,13 @@ func writeFile(path string, data []byte, mode os.FileMode) (err error) {
 	}
 	return err
 }
+
+// LocalExpiry is when the leaf of the local authority in dir ends; ok is false when there is none.
+func LocalExpiry(dir string) (at time.Time, ok bool) {
+	path := filepath.Join(dir, leafName)
+	cert, err := tls.LoadX509KeyPair(path, path)
+	if err != nil || cert.Leaf == nil {
+		return time.Time{}, false
+	}
+	return cert.Leaf.NotAfter, true
+}

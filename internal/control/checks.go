@@ -389,10 +389,11 @@ func (l *look) checkMajors() []Finding {
 	if l.s == nil {
 		return nil // doctor looks for builds itself
 	}
-	return missingMajors(l.inv, func(major int) bool { _, err := l.s.build(major); return err == nil })
+	return MissingMajors(l.inv, func(major int) bool { _, err := l.s.build(major); return err == nil })
 }
 
-func missingMajors(inv store.Inventory, have func(major int) bool) []Finding {
+// MissingMajors finds the projects whose PostgreSQL is not there.
+func MissingMajors(inv store.Inventory, have func(major int) bool) []Finding {
 	count := map[int]int{}
 	for _, p := range inv.Projects {
 		if !p.Deleting && !have(p.Major) {

@@ -139,6 +139,9 @@ func (l *look) gatherPool(ctx context.Context) {
 		return
 	}
 	if l.fault = fault; fault != storage.FaultNone && fault != storage.FaultReadOnly && fault != storage.FaultNoImage {
+		if fault == storage.FaultUnmounted && l.s == nil {
+			l.unchecked = append(l.unchecked, "volumes: the pool is not mounted, as after bough down")
+		}
 		return
 	}
 	names, err := readNames(l.Volumes)

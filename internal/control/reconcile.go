@@ -295,11 +295,18 @@ func (r *reconciler) report(at time.Time, l *look) Report {
 		}
 		out.Open = append(out.Open, *d)
 	}
-	sortDrifts(out.Open)
+	SortDrifts(out.Open)
 	return out
 }
 
-func sortDrifts(list []Drift) {
+// NewDrift is a finding that nobody repairs, seen at one time.
+func NewDrift(f Finding, at time.Time) Drift {
+	return Drift{Kind: f.Kind, Severity: driftKinds[f.Kind], Subject: f.Subject, Problem: f.Problem, Advice: f.Advice, Will: f.Will,
+		State: DriftReported, Since: at, looks: 2}
+}
+
+// SortDrifts puts the worst first.
+func SortDrifts(list []Drift) {
 	rank := map[Severity]int{Critical: 0, Warning: 1, Notice: 2}
 	slices.SortFunc(list, func(a, b Drift) int {
 		return cmp.Or(cmp.Compare(rank[a.Severity], rank[b.Severity]), strings.Compare(string(a.Kind), string(b.Kind)), strings.Compare(a.Subject, b.Subject))

@@ -43,6 +43,8 @@ type Config struct {
 	LogFormat    string
 	LogLevel     string
 	Handshake    time.Duration // limit of a client's handshake
+	// How often what should be is compared with what is, and how long a difference must last before it is repaired.
+	ReconcileEvery, ReconcilePatience time.Duration
 }
 
 // DefaultDataDir is where a server keeps its data: /var/lib/bough as root, else $XDG_DATA_HOME/bough.

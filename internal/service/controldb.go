@@ -63,12 +63,46 @@ func (c *controlDB) start(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if len(running) > 0 && gone(filepath.Join(c.layout.controlSocket(), postgres.SocketName)) && !gone(filepath.Join(data, "postmaster.pid")) {
+		// A starting one makes its socket after its lock file: only one that stays away was removed.
+		if lost, err := c.socketLost(ctx); err != nil {
+			return "", err
+		} else if lost {
+			c.log.Warn("the control database's socket was removed: restarting it")
+			for _, p := range running {
+				if err := end(ctx, p.PID, syscall.SIGINT, computeStop); err != nil {
+					return "", err
+				}
+			}
+			running = nil
+		}
+	}
 	if len(running) == 0 {
 		if err := c.launch(ctx, build, data); err != nil {
 			return "", err
 		}
 	}
 	return c.layout.controlURL(), c.await(ctx)
+}
+
+// socketLost tells a cluster that is ready and has no socket from one that starts.
+func (c *controlDB) socketLost(ctx context.Context) (bool, error) {
+	for {
+		raw, err := os.ReadFile(filepath.Join(c.layout.control(), "postmaster.pid"))
+		switch {
+		case !gone(filepath.Join(c.layout.controlSocket(), postgres.SocketName)), errors.Is(err, fs.ErrNotExist):
+			return false, nil
+		case err != nil:
+			return false, core.Wrap(err, "service.control_database", "")
+		case strings.Contains(string(raw), "ready"): // the status line, written after the socket was made
+			return gone(filepath.Join(c.layout.controlSocket(), postgres.SocketName)), nil
+		}
+		select {
+		case <-ctx.Done():
+			return false, core.Wrap(ctx.Err(), "service.control_database", "")
+		case <-time.After(pollEvery):
+		}
+	}
 }
 
 // build chooses the PostgreSQL of the cluster: the version that made it, or the newest.

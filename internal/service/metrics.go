@@ -22,6 +22,7 @@ type metrics struct {
 	sessions   prometheus.Gauge
 	accepted   prometheus.Counter
 	bytes      *prometheus.CounterVec
+	repairs    *prometheus.CounterVec
 }
 
 func newMetrics() *metrics {
@@ -41,14 +42,19 @@ func newMetrics() *metrics {
 			Name: "bough_transfer_bytes_total", Help: "Bytes of the Postgres protocol through the proxy.",
 		}, []string{"direction"}),
 	}
-	m.registry.MustRegister(m.operations, m.wakes, m.sessions, m.accepted, m.bytes,
+	m.repairs = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "bough_repairs_total", Help: "Repaired differences between what should be and what is.",
+	}, []string{"kind"})
+	m.registry.MustRegister(m.operations, m.wakes, m.sessions, m.accepted, m.bytes, m.repairs,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
 // watch adds what is read when somebody looks.
-func (m *metrics) watch(ctx context.Context, computes *compute.Manager, pool *storage.Pool, endpoints func(ctx context.Context) (map[string]int, error)) {
-	m.registry.MustRegister(&lookCollector{ctx: ctx, computes: computes, pool: pool, endpoints: endpoints})
+func (m *metrics) watch(ctx context.Context, computes *compute.Manager, pool *storage.Pool, endpoints func(ctx context.Context) (map[string]int, error),
+	drifts func() map[string]int,
+) {
+	m.registry.MustRegister(&lookCollector{ctx: ctx, computes: computes, pool: pool, endpoints: endpoints, drifts: drifts})
 }
 
 func (m *metrics) handler() http.Handler {
@@ -69,6 +75,9 @@ func (m *metrics) Woken(took time.Duration, err error) {
 	m.wakes.WithLabelValues(result).Observe(took.Seconds())
 }
 
+// Repaired implements control.Recorder.
+func (m *metrics) Repaired(kind string) { m.repairs.WithLabelValues(kind).Inc() }
+
 // SessionOpened implements proxy.Meter.
 func (m *metrics) SessionOpened(string) { m.sessions.Inc(); m.accepted.Inc() }
 
@@ -87,11 +96,13 @@ type lookCollector struct {
 	computes  *compute.Manager
 	pool      *storage.Pool
 	endpoints func(ctx context.Context) (map[string]int, error)
+	drifts    func() map[string]int
 }
 
 var (
 	computesDesc = prometheus.NewDesc("bough_computes", "Endpoints by the state of their compute.", []string{"state"}, nil)
 	runningDesc  = prometheus.NewDesc("bough_compute_processes", "Computes that run.", nil, nil)
+	driftDesc    = prometheus.NewDesc("bough_drift", "Differences between what should be and what is, seen by the last look and the one before; see bough doctor.", []string{"kind"}, nil)
 	freeDesc     = prometheus.NewDesc("bough_storage_free_bytes", "Free space.", []string{"place"}, nil)
 )
 
@@ -103,6 +114,7 @@ func (c *lookCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- computesDesc
 	ch <- runningDesc
 	ch <- freeDesc
+	ch <- driftDesc
 }
 
 // Collect implements prometheus.Collector.
@@ -110,6 +122,9 @@ func (c *lookCollector) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(c.ctx, scrapeTimeout)
 	defer cancel()
 	ch <- prometheus.MustNewConstMetric(runningDesc, prometheus.GaugeValue, float64(len(c.computes.Running())))
+	for kind, n := range c.drifts() {
+		ch <- prometheus.MustNewConstMetric(driftDesc, prometheus.GaugeValue, float64(n), kind)
+	}
 	if states, err := c.endpoints(ctx); err == nil {
 		for state, n := range states {
 			ch <- prometheus.MustNewConstMetric(computesDesc, prometheus.GaugeValue, float64(n), state)

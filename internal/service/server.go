@@ -64,6 +64,9 @@ type Server struct {
 	metrics *metrics
 	admin   AdminFile
 	storage string
+
+	certificates *certs.Store
+	operator     *operatorDoor
 }
 
 // Run serves until ctx ends. ready is called once when clients can come.
@@ -158,6 +161,8 @@ func (s *Server) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.certificates = certificates
+	s.operator = newOperatorDoor(s.layout.operatorSocket(), s.operatorHandler(), s.log)
 	watcher := &control.Watcher{}
 	background := context.WithoutCancel(ctx)
 	computes := compute.NewManager(background, compute.Options{
@@ -169,22 +174,24 @@ func (s *Server) start(ctx context.Context) error {
 		return err
 	}
 	s.control = control.New(control.Options{
-		Store: s.store, Queue: queue, Computes: computes, Volumes: pool, WAL: history.NewDirs(s.layout.path("wal"), uid, gid),
-		Builds: builds, Sealer: sealer, Init: postgres.InitOptions{Cred: cred}, RunDir: s.layout.runDir(),
+		Store: s.store, Queue: queue, Computes: computes, Driver: s.driver, Volumes: pool, WAL: history.NewDirs(s.layout.path("wal"), uid, gid),
+		Builds: builds, Sealer: sealer, Init: postgres.InitOptions{Cred: cred}, DataDir: s.layout.dir, RunDir: s.layout.runDir(),
+		Reconcile: control.ReconcileOptions{
+			Every: s.cfg.ReconcileEvery, Patience: s.cfg.ReconcilePatience, LogDir: s.layout.logs(),
+			Checks: []func(context.Context) []control.Finding{s.checks},
+		},
 		Addressing: control.Addressing{Domain: s.cfg.Domain, Region: s.cfg.Region, Resolves: resolves(ctx, s.cfg.Domain)},
 		Recorder:   s.metrics, Log: s.log,
 	})
 	watcher.S = s.control
-	s.metrics.watch(background, computes, pool, s.store.CountEndpoints)
-	if err := s.control.Recover(ctx, s.driver); err != nil {
+	s.metrics.watch(background, computes, pool, s.store.CountEndpoints, s.control.DriftCounts)
+	if err := s.control.Recover(ctx); err != nil {
 		return err
 	}
 	if err := queue.Start(ctx, s.control); err != nil {
 		return err
 	}
 	s.onClose(func(ctx context.Context) { queue.Stop(ctx) })
-	s.control.Start(ctx)
-	s.onClose(func(context.Context) { s.control.Stop() })
 
 	door := proxy.New(proxy.Options{
 		Addr: s.cfg.PGListen, Directory: directory{s.control.Door()}, Meter: s.metrics, Domain: s.cfg.Domain,
@@ -206,7 +213,17 @@ func (s *Server) start(ctx context.Context) error {
 	if s.control.Addressing.Port, err = s.cfg.advertisedPort(listening); err != nil {
 		return err
 	}
-	return s.serveHTTP(ctx, door.Addr().String())
+	if err := s.serveHTTP(ctx, door.Addr().String()); err != nil {
+		return err
+	}
+	// Now that everything is there, it can be looked at.
+	if err := s.operator.Start(ctx); err != nil {
+		return err
+	}
+	s.onClose(s.operator.Stop)
+	s.control.Start(ctx)
+	s.onClose(func(context.Context) { s.control.Stop() })
+	return nil
 }
 
 // checkPorts finds out that a port is busy before anything is mounted or started.
@@ -357,11 +374,7 @@ func (s *Server) writeAdmin(ctx context.Context, apiURL, pgAddr string) error {
 		s.admin = AdminFile{APIKey: key.Secret, OrgID: org.ID, UserID: user.ID}
 	}
 	s.admin.APIURL, s.admin.PGAddr = apiURL, pgAddr
-	raw, err := json.MarshalIndent(s.admin, "", "  ")
-	if err != nil {
-		return core.Wrap(err, "service.admin", "")
-	}
-	return writeFile(s.layout.admin(), append(raw, '\n'), 0o600)
+	return s.saveAdmin()
 }
 
 // writeFile replaces a file so that a crash leaves the old or the new one.

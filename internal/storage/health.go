@@ -142,3 +142,17 @@ func (p *Pool) RemoveLeftover(ctx context.Context, name string) error {
 	defer p.staged.Delete(path)
 	return wrap(p.backend.Remove(ctx, path), "storage.leftovers", "")
 }
+
+// SpaceOf reads how much room there is in a data directory whose reserves are the default ones. It needs no open Pool.
+func SpaceOf(dir string) (Space, error) {
+	var s Space
+	var err error
+	if s.Host, err = roomOf(dir, 0); err != nil {
+		return s, wrap(err, "storage.space", "")
+	}
+	if s.Pool, err = roomOf(poolPath(dir), 0); err != nil {
+		return s, wrap(err, "storage.space", "")
+	}
+	s.Level = max(s.Host.Level(), s.Pool.Level())
+	return s, nil
+}
