@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -266,6 +268,9 @@ func (s *Service) suspendCompute(ctx context.Context, b core.Branch, op core.Ope
 		case err != nil:
 			return err
 		case e.Deleting && !b.Deleting:
+			if err := os.RemoveAll(filepath.Join(s.RunDir, e.ID)); err != nil {
+				return core.Wrap(err, "control.suspend", "")
+			}
 			return q.DeleteEndpoint(ctx, e.ID)
 		}
 		restarts := e.PendingState == core.EndpointActive // a start is queued behind

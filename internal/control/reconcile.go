@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -148,7 +149,7 @@ func (s *Service) Look(ctx context.Context) (Report, error) {
 		if ctx.Err() != nil {
 			return Report{}, ctx.Err()
 		}
-		s.outcome(f, err)
+		s.outcome(ctx, f, err)
 	}
 	return s.drift.report(began, l), nil
 }
@@ -232,7 +233,7 @@ func (r *reconciler) note(found []Finding, now time.Time, patience time.Duration
 }
 
 // outcome records a try to repair. Each drift is logged once, not at every look.
-func (s *Service) outcome(f Finding, err error) {
+func (s *Service) outcome(ctx context.Context, f Finding, err error) {
 	r := &s.drift
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -259,7 +260,11 @@ func (s *Service) outcome(f Finding, err error) {
 		now := time.Now()
 		done := *d
 		done.State, done.At, done.Error = DriftRepaired, &now, ""
-		s.log.Warn("repaired a drift", "kind", f.Kind, "subject", f.Subject, "problem", f.Problem, "did", f.Will)
+		level := slog.LevelWarn
+		if d.Severity == Notice {
+			level = slog.LevelInfo
+		}
+		s.log.Log(ctx, level, "repaired a drift", "kind", f.Kind, "subject", f.Subject, "problem", f.Problem, "did", f.Will)
 		r.repaired = append([]Drift{done}, r.repaired[:min(len(r.repaired), keepRepaired-1)]...)
 		delete(r.open, key)
 		s.Recorder.Repaired(string(f.Kind))

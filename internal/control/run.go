@@ -3,6 +3,8 @@ package control
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/boughdb/bough/internal/compute"
@@ -201,6 +203,9 @@ func (s *Service) deleteTimeline(ctx context.Context, b core.Branch) (ops.Commit
 		s.catalogs.forget(ctx, id)
 		if err := s.Computes.Stop(ctx, id, compute.StopImmediate); err != nil {
 			return nil, err
+		}
+		if err := os.RemoveAll(filepath.Join(s.RunDir, id)); err != nil {
+			return nil, core.Wrap(err, "control.delete", "")
 		}
 	}
 	if err := s.WAL.Delete(ctx, b.ID); err != nil {

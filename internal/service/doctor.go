@@ -89,7 +89,9 @@ func Doctor(ctx context.Context, dir string, o DoctorOptions) (Diagnosis, error)
 	return d.Diagnosis, nil
 }
 
-func (d *doctor) ok(format string, args ...any) { d.Fine = append(d.Fine, fmt.Sprintf(format, args...)) }
+func (d *doctor) ok(format string, args ...any) {
+	d.Fine = append(d.Fine, fmt.Sprintf(format, args...))
+}
 func (d *doctor) note(format string, args ...any) {
 	d.Notes = append(d.Notes, fmt.Sprintf(format, args...))
 }

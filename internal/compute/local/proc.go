@@ -114,15 +114,24 @@ func list(ctx context.Context) ([]proc, error) {
 // membersOf picks the servers that work in dir, and what they have started: its commands share their session. Others may
 // stand in that folder too (an operator's shell).
 func membersOf(procs []proc, dir string) []proc {
+	folder, err := os.Stat(dir)
+	// The folder tells, not its name: under a mount that was taken away the kernel shows another one.
+	in := func(p proc) bool {
+		if p.cwd == dir || err != nil || filepath.Base(p.cwd) != filepath.Base(dir) {
+			return p.cwd == dir
+		}
+		cwd, err := os.Stat(procPath(p.pid, "cwd"))
+		return err == nil && os.SameFile(cwd, folder)
+	}
 	sessions := map[int]bool{}
 	for _, p := range procs {
-		if p.cwd == dir && p.isPostgres() {
+		if in(p) && p.isPostgres() {
 			sessions[p.session] = true
 		}
 	}
 	var out []proc
 	for _, p := range procs {
-		if p.cwd == dir && (p.isPostgres() || sessions[p.session]) {
+		if in(p) && (p.isPostgres() || sessions[p.session]) {
 			out = append(out, p)
 		}
 	}
