@@ -6,6 +6,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/boughdb/bough/internal/compute/cgroup"
 	"github.com/boughdb/bough/internal/postgres"
 )
 
@@ -28,9 +29,10 @@ type Launch struct {
 	EndpointID string
 	Build      postgres.Build
 	DataDir    string
-	SocketDir  string   // exists, mode 0700, belongs to the server's OS user
-	LogFile    string   // standard error is appended to it
-	Args       []string // after -D, as name=value settings for -c
+	SocketDir  string        // exists, mode 0700, belongs to the server's OS user
+	LogFile    string        // standard error is appended to it
+	Args       []string      // after -D, as name=value settings for -c
+	Group      *cgroup.Group // exists and holds the server from its first moment; nil: none
 }
 
 // Exit says how a server ended. Status is only known for servers started by this very process.

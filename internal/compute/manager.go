@@ -6,13 +6,16 @@ import (
 	"errors"
 	"log/slog"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/boughdb/bough/internal/compute/cgroup"
 	"github.com/boughdb/bough/internal/core"
 	"github.com/boughdb/bough/internal/postgres"
 )
@@ -71,7 +74,12 @@ type Options struct {
 	FastTimeout  time.Duration // a fast stop may take this long before it becomes immediate; default 30 s
 	QuitTimeout  time.Duration // then this long before it becomes a kill; default 10 s
 	MachineMem   int64         // bytes; 0: read from the system
-	MaxPoll      time.Duration // upper bound of the poll interval; default 5 s
+	MachineCPUs  int           // 0: those that this process may use
+	ScaleEvery   time.Duration // how often autoscaling looks; default 5 s
+
+	Groups    *cgroup.Tree  // nil: the sizes of computes are not enforced
+	Ungrouped string        // why, when Groups is nil
+	MaxPoll   time.Duration // upper bound of the poll interval; default 5 s
 }
 
 type phase int
@@ -89,12 +97,18 @@ type unit struct {
 	done   chan struct{}      // closed when the phase that is not running ends
 	wake   chan struct{}      // tells the monitor that idle changed; capacity 1
 
-	phase phase
-	idle  time.Duration
-	spec  Spec
-	proc  Process
-	ready Ready
-	err   error // of a start, valid once done is closed
+	phase  phase
+	idle   time.Duration
+	spec   Spec
+	limits postgres.SizeSpec // spec's, until Resize
+	size   float64           // compute units
+	proc   Process
+	ready  Ready
+	err    error // of a start, valid once done is closed
+
+	sizing sync.Mutex    // taken before Manager.mu: one writes to the group at a time
+	group  *cgroup.Group // nil: none; set before the unit runs
+	load   load          // autoscaling's
 
 	stopErr error     // of a stop, likewise
 	conn    *pgx.Conn // of the start to the monitor; theirs alone
@@ -107,6 +121,8 @@ type Manager struct {
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
+
+	grown, shrunk atomic.Int64 // changes by autoscaling
 
 	mu     sync.Mutex
 	closed bool
@@ -121,6 +137,8 @@ func NewManager(ctx context.Context, o Options) *Manager {
 	o.FastTimeout = cmp.Or(o.FastTimeout, 30*time.Second)
 	o.QuitTimeout = cmp.Or(o.QuitTimeout, 10*time.Second)
 	o.MaxPoll = cmp.Or(o.MaxPoll, 5*time.Second)
+	o.ScaleEvery = cmp.Or(o.ScaleEvery, 5*time.Second)
+	o.MachineCPUs = cmp.Or(o.MachineCPUs, runtime.NumCPU())
 	if o.MachineMem == 0 {
 		o.MachineMem = postgres.MachineMemory()
 	}
@@ -128,7 +146,11 @@ func NewManager(ctx context.Context, o Options) *Manager {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	return &Manager{opts: o, log: o.Log, ctx: ctx, cancel: cancel, units: map[string]*unit{}}
+	m := &Manager{opts: o, log: o.Log, ctx: ctx, cancel: cancel, units: map[string]*unit{}}
+	if o.Groups != nil {
+		m.wg.Go(m.autoscale)
+	}
+	return m
 }
 
 // Close stops watching: starts that are under way are cut off and their processes ended, running computes keep running.
@@ -221,7 +243,7 @@ func (m *Manager) launch(caller context.Context, spec Spec, begin func(context.C
 	ctx, cancel := context.WithCancel(context.WithoutCancel(caller))
 	unhook := context.AfterFunc(m.ctx, cancel)
 	u := &unit{
-		id: spec.EndpointID, spec: spec, idle: spec.IdleTimeout, phase: starting,
+		id: spec.EndpointID, spec: spec, limits: spec.Size, idle: spec.IdleTimeout, phase: starting,
 		cancel: cancel, done: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
 	m.units[u.id] = u

@@ -72,7 +72,7 @@ func (m *Manager) exited(u *unit) {
 	m.log.Warn("compute ended unexpectedly", "endpoint", u.id, "pid", u.ready.PID, "status", exit.Status,
 		"log", logTail(m.logFile(u.id), 0))
 	// Backends outlive a killed postmaster for a while; none may be left when the next server starts.
-	if err := m.opts.Driver.Clear(m.ctx, u.spec.DataDir, u.ready.SocketDir); err != nil {
+	if err := m.clear(m.ctx, u.id, u.spec.DataDir, u.ready.SocketDir); err != nil {
 		m.log.Error("compute was not cleared", "endpoint", u.id, "error", err)
 	}
 	u.proc.Release()

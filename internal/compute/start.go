@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/boughdb/bough/internal/compute/cgroup"
 	"github.com/boughdb/bough/internal/core"
 	"github.com/boughdb/bough/internal/postgres"
 )
@@ -33,10 +34,12 @@ func (m *Manager) start(ctx context.Context, u *unit, persist func(context.Conte
 		// No dependence on the parent's max_connections, and the moment from which promotion is heard shows in the lock file.
 		args = append(args, "hot_standby=off", "restore_command=", "primary_conninfo=")
 	}
+	group := m.group(spec)
 	proc, err := m.opts.Driver.Start(ctx, Launch{
-		EndpointID: u.id, Build: spec.Build, DataDir: spec.DataDir, SocketDir: sockDir, LogFile: logFile, Args: args,
+		EndpointID: u.id, Build: spec.Build, DataDir: spec.DataDir, SocketDir: sockDir, LogFile: logFile, Args: args, Group: group,
 	})
 	if err != nil {
+		m.ungroup(ctx, u.id)
 		return Ready{}, core.Wrap(err, op, "")
 	}
 
@@ -59,7 +62,7 @@ func (m *Manager) start(ctx context.Context, u *unit, persist func(context.Conte
 		return Ready{}, m.explain(ctx, err, logFile, logOffset)
 	}
 	m.log.Info("compute ready", "endpoint", u.id, "pid", proc.Handle().PID, "took", time.Since(began).Round(time.Millisecond))
-	return m.adopt(u, proc, conn), nil
+	return m.adopt(u, proc, conn, group, false), nil
 }
 
 // prepare leaves the data directory and the socket folder ready for a server.
@@ -87,7 +90,7 @@ func (m *Manager) attach(ctx context.Context, u *unit, h Handle) (Ready, error) 
 	spec := u.spec
 	proc, err := m.opts.Driver.Attach(ctx, h)
 	if isGone(err) {
-		if cerr := m.opts.Driver.Clear(ctx, spec.DataDir, m.socketDir(u.id)); cerr != nil {
+		if cerr := m.clear(ctx, u.id, spec.DataDir, m.socketDir(u.id)); cerr != nil {
 			return Ready{}, core.Wrap(cerr, "compute.attach", "")
 		}
 		return Ready{}, err
@@ -104,15 +107,26 @@ func (m *Manager) attach(ctx context.Context, u *unit, h Handle) (Ready, error) 
 		m.abandon(ctx, spec, proc, h.SocketDir)
 		return Ready{}, m.explain(ctx, err, logFile, max(0, fileSize(logFile)-tailBytes))
 	}
-	return m.adopt(u, proc, conn), nil
+	var group *cgroup.Group
+	if m.opts.Groups != nil {
+		if g := m.opts.Groups.Group(u.id); g.Exists() {
+			group = g
+		}
+	}
+	return m.adopt(u, proc, conn, group, true), nil
 }
 
-// adopt hands a ready server over to the unit and its monitor.
-func (m *Manager) adopt(u *unit, proc Process, conn *pgx.Conn) Ready {
+// adopt hands a ready server over to the unit and its monitor, in its size.
+func (m *Manager) adopt(u *unit, proc Process, conn *pgx.Conn, group *cgroup.Group, attached bool) Ready {
 	h := proc.Handle()
 	m.mu.Lock()
-	u.proc = proc
+	u.proc, u.group = proc, group
+	limits := u.limits
 	m.mu.Unlock()
+	m.apply(u, m.firstSize(limits, group, attached))
+	if note := m.note(limits, group != nil); note != "" && m.opts.Groups != nil {
+		m.log.Info("compute is not as large as its limits", "endpoint", u.id, "note", note)
+	}
 	u.conn = conn
 	return Ready{
 		SocketDir: h.SocketDir, SocketPath: filepath.Join(h.SocketDir, postgres.SocketName),
@@ -127,7 +141,7 @@ func (m *Manager) abandon(ctx context.Context, spec Spec, proc Process, sockDir 
 	if err := m.end(ctx, proc, StopImmediate); err != nil {
 		m.log.Error("compute did not end", "endpoint", spec.EndpointID, "error", err)
 	}
-	if err := m.opts.Driver.Clear(ctx, spec.DataDir, sockDir); err != nil {
+	if err := m.clear(ctx, spec.EndpointID, spec.DataDir, sockDir); err != nil {
 		m.log.Error("compute was not cleared", "endpoint", spec.EndpointID, "error", err)
 	}
 	proc.Release()

@@ -50,9 +50,10 @@ func (m *Manager) Stop(ctx context.Context, endpointID string, mode StopMode) er
 // finish ends a unit's server, forgets the unit and tells those who wait.
 func (m *Manager) finish(u *unit, mode StopMode) {
 	began := time.Now()
+	m.unlimit(u)
 	err := m.end(m.ctx, u.proc, mode)
 	if err == nil {
-		err = m.opts.Driver.Clear(m.ctx, u.spec.DataDir, u.ready.SocketDir)
+		err = m.clear(m.ctx, u.id, u.spec.DataDir, u.ready.SocketDir)
 	}
 	u.proc.Release()
 	m.mu.Lock()

@@ -26,10 +26,12 @@ type SizeSpec struct {
 }
 
 const (
-	mib   = int64(1) << 20
-	gib   = int64(1) << 30
-	cuMem = 4 * gib
+	mib = int64(1) << 20
+	gib = int64(1) << 30
 )
+
+// UnitMemory is the memory of one compute unit, in bytes.
+const UnitMemory = 4 * gib
 
 // units is the size that settings which cannot change while the server runs are made for.
 func (s SizeSpec) units() float64 {
@@ -38,6 +40,22 @@ func (s SizeSpec) units() float64 {
 		lo = 0.25
 	}
 	return min(max(hi, lo), 8*lo)
+}
+
+// SameSettings tells whether servers of two sizes have the same settings: a running one can go from one to the other.
+func SameSettings(a, b SizeSpec, machineMemory int64) bool {
+	return slices.Equal(Config(ConfigOptions{Size: a, MachineMemory: machineMemory}), Config(ConfigOptions{Size: b, MachineMemory: machineMemory}))
+}
+
+// FixedMemory is what a server of a size holds in any case, in bytes: its shared buffers, and room to work.
+func FixedMemory(s SizeSpec, machineMemory int64) int64 {
+	for _, x := range Config(ConfigOptions{Size: s, MachineMemory: machineMemory}) {
+		if x.Name == "shared_buffers" {
+			n, _ := strconv.ParseInt(strings.TrimSuffix(x.Value, "kB"), 10, 64) // as kb wrote it
+			return n*1024 + 256*mib
+		}
+	}
+	return 256 * mib
 }
 
 // ConfigOptions is what a compute's settings are computed from.
@@ -55,7 +73,7 @@ func Config(o ConfigOptions) []Setting {
 	size := o.Size.units()
 	maxConns := max(100, min(4000, int(size*419.66)))
 	maxCU := max(o.Size.MaxCU, o.Size.MinCU)
-	memory := int64(size * float64(cuMem))
+	memory := int64(size * float64(UnitMemory))
 	if o.MachineMemory > 0 {
 		memory = min(memory, o.MachineMemory)
 	}

@@ -95,7 +95,11 @@ func (d *Driver) Start(ctx context.Context, l compute.Launch) (compute.Process, 
 		cmd.Env = append(cmd.Env, "PG_OOM_ADJUST_FILE=/proc/self/oom_score_adj", "PG_OOM_ADJUST_VALUE=0")
 	}
 	startedAt := time.Now()
-	if err := cmd.Start(); err != nil {
+	start := cmd.Start
+	if l.Group != nil {
+		start = func() error { return l.Group.Start(cmd) }
+	}
+	if err := start(); err != nil {
 		return nil, core.Wrap(err, op, "is "+cmd.Path+" executable for the computes' OS user?")
 	}
 	pid := cmd.Process.Pid
