@@ -314,6 +314,10 @@ func (s *server) leftovers() []string {
 			left = append(left, "sockets in "+path)
 		}
 	}
+	groups, _ := filepath.Glob("/sys/fs/cgroup/*/bough/" + hex.EncodeToString(sum[:4]))
+	for _, path := range groups {
+		left = append(left, "control group "+path)
+	}
 	return left
 }
 

@@ -56,6 +56,7 @@ func serverFlags(f *pflag.FlagSet, c *service.Config) {
 	f.StringVar(&c.DatabaseURL, "database-url", "", "control database; empty runs one in the data directory")
 	f.StringSliceVar(&c.PostgresDirs, "postgres-dir", nil, "more folders with PostgreSQL builds (14 to 18)")
 	f.StringVar(&c.ComputeUser, "compute-user", "", "OS user of computes when the server is root; empty chooses bough or postgres")
+	f.StringVar(&c.Cgroups, "cgroups", "auto", "enforce and autoscale the sizes of computes by control groups: auto (where root can) or off")
 	f.StringVar(&c.TLSCert, "tls-cert", "", "certificate chain of the proxy (PEM); empty uses a local authority")
 	f.StringVar(&c.TLSKey, "tls-key", "", "key of --tls-cert (PEM)")
 	f.DurationVar(&c.Handshake, "handshake-timeout", 15*time.Second, "how long a Postgres client may take to authenticate")
@@ -103,7 +104,7 @@ start takes them over. 'bough down' stops everything. Every flag can be set by a
 			}
 			return service.Run(cmd.Context(), cfg, log, func(s *service.Server) {
 				a := s.Admin()
-				fmt.Printf("Bough is ready.\n  API       %s\n  API key   in %s\n  Postgres  %s\n  storage   %s\n", a.APIURL, cfg.DataDir+"/admin.json", a.PGAddr, s.Storage())
+				fmt.Printf("Bough is ready.\n  API       %s\n  API key   in %s\n  Postgres  %s\n  storage   %s\n  sizes     %s\n", a.APIURL, cfg.DataDir+"/admin.json", a.PGAddr, s.Storage(), a.Sizes)
 			})
 		},
 	}
@@ -159,7 +160,7 @@ func statusCommand() *cobra.Command {
 			}
 			fmt.Printf("server            %s\ndata directory    %s\n", server, st.DataDir)
 			if st.PID != 0 {
-				fmt.Printf("API               %s\nPostgres          %s\n", st.APIURL, st.PGAddr)
+				fmt.Printf("API               %s\nPostgres          %s\ncompute sizes     %s\n", st.APIURL, st.PGAddr, st.Sizes)
 			}
 			fmt.Printf("control database  %s\ncomputes running  %d\n", control, st.Computes)
 			fmt.Printf("free space        %.1f GiB on the disk, %.1f GiB in the pool (%s)\n", gib(st.HostFree), gib(st.PoolFree), st.Pool)

@@ -265,7 +265,7 @@ func (m *Manager) scaleAll(now time.Time) {
 			}
 			continue
 		}
-		next := t.u.load.next(now, usage, t.size, t.lo, t.hi)
+		next := t.u.load.next(now, m.opts.ScaleEvery/2, usage, t.size, t.lo, t.hi)
 		if next == t.size {
 			continue
 		}
@@ -288,17 +288,20 @@ type load struct {
 	average float64 // over the last loadWindow looks, fading like the system's load average
 }
 
-// next takes a look's result and returns the size for it.
-func (l *load) next(now time.Time, usage cgroup.Usage, size, lo, hi float64) float64 {
-	took := now.Sub(l.at)
-	before := l.usage
+// next takes a look's result and returns the size for it. A look that comes sooner than shortest after the last one does not
+// count.
+func (l *load) next(now time.Time, shortest time.Duration, usage cgroup.Usage, size, lo, hi float64) float64 {
+	took, before := now.Sub(l.at), l.usage
+	if took < shortest {
+		return size // the begin's look was just before
+	}
 	first := l.at.IsZero()
 	l.at, l.usage = now, usage
-	if first || took <= 0 || usage.CPU < before.CPU {
+	if first {
 		return size
 	}
 	// A throttled group shows only its limit as use; the time for which it was kept from running says what it lacks.
-	wanted := (usage.CPU - before.CPU) + max(0, usage.Throttled-before.Throttled)
+	wanted := max(0, usage.CPU-before.CPU) + max(0, usage.Throttled-before.Throttled)
 	l.last = wanted.Seconds() / took.Seconds()
 	fade := math.Exp(-1.0 / loadWindow)
 	l.average = l.average*fade + l.last*(1-fade)

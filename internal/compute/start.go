@@ -124,6 +124,11 @@ func (m *Manager) adopt(u *unit, proc Process, conn *pgx.Conn, group *cgroup.Gro
 	limits := u.limits
 	m.mu.Unlock()
 	m.apply(u, m.firstSize(limits, group, attached))
+	if lo, hi := m.bounds(limits); group != nil && lo < hi {
+		if usage, err := group.Usage(); err == nil { // so that the first look says something already
+			u.load.at, u.load.usage = time.Now(), usage
+		}
+	}
 	if note := m.note(limits, group != nil); note != "" && m.opts.Groups != nil {
 		m.log.Info("compute is not as large as its limits", "endpoint", u.id, "note", note)
 	}

@@ -68,7 +68,7 @@ func (s *Service) spec(ctx context.Context, b core.Branch, computeID string, e c
 		Size: postgres.SizeSpec{MinCU: defaultCU, MaxCU: defaultCU}, Promote: b.Promote, IdleTimeout: -1,
 	}
 	if e.ID != "" {
-		spec.Size = postgres.SizeSpec{MinCU: e.MinCU, MaxCU: e.MaxCU}
+		spec.Size = sizeSpec(e)
 		spec.PGSettings = e.PGSettings
 		spec.IdleTimeout = idleTimeout(e)
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/postgres"
 	"github.com/boughdb/bough/internal/store"
 )
 
@@ -151,9 +152,11 @@ func wants(e core.Endpoint) core.EndpointState {
 	return cmp.Or(e.PendingState, e.State)
 }
 
-// UpdateEndpoint changes an endpoint. A running compute takes a new size by a restart.
+// UpdateEndpoint changes an endpoint. A running compute takes new limits of its size at once when they ask for the same
+// settings, else by a restart.
 func (s *Service) UpdateEndpoint(ctx context.Context, c core.Caller, projectID, id string, p EndpointPatch) (EndpointResult, error) {
 	var idle time.Duration
+	var resized postgres.SizeSpec
 	out, err := s.change(ctx, c, projectID, id, func(q store.Q, e core.Endpoint) (core.Endpoint, []core.Operation, error) {
 		before := e
 		if p.BranchID != nil && *p.BranchID != e.BranchID {
@@ -206,6 +209,9 @@ func (s *Service) UpdateEndpoint(ctx context.Context, c core.Caller, projectID, 
 			saved, err = q.SetEndpointPending(ctx, id, core.EndpointIdle)
 			return saved, []core.Operation{suspend}, err
 		case saved.MinCU != before.MinCU || saved.MaxCU != before.MaxCU:
+			if resized = sizeSpec(saved); s.Computes.Resizable(sizeSpec(before), resized) {
+				return saved, nil, nil
+			}
 			saved, err = q.SetEndpointPending(ctx, id, core.EndpointActive)
 			return saved, []core.Operation{suspend, newOperation(c, projectID, e.BranchID, id, core.ActionStartCompute)}, err
 		}
@@ -213,8 +219,16 @@ func (s *Service) UpdateEndpoint(ctx context.Context, c core.Caller, projectID, 
 	})
 	if err == nil {
 		s.Computes.SetIdleTimeout(id, idle)
+		if len(out.Operations) == 0 && resized != (postgres.SizeSpec{}) {
+			s.Computes.Resize(id, resized)
+		}
 	}
 	return out, err
+}
+
+// sizeSpec is an endpoint's limits as the compute room takes them.
+func sizeSpec(e core.Endpoint) postgres.SizeSpec {
+	return postgres.SizeSpec{MinCU: e.MinCU, MaxCU: e.MaxCU}
 }
 
 // idleTimeout is an endpoint's timeout as the compute room takes it.

@@ -38,8 +38,9 @@ type Config struct {
 	ComputeUser  string // OS user of computes, as root; "" chooses
 	TLSCert      string
 	TLSKey       string
-	AllowPlain   bool // let loopback clients connect without TLS
-	StopComputes bool // on SIGTERM too
+	AllowPlain   bool   // let loopback clients connect without TLS
+	StopComputes bool   // on SIGTERM too
+	Cgroups      string // auto or off: whether the sizes of computes are enforced; "" is auto
 	LogFormat    string
 	LogLevel     string
 	Handshake    time.Duration // limit of a client's handshake
@@ -85,6 +86,13 @@ func (c *Config) check() error {
 			return core.Invalidf("%s %q is not an address; an example: 127.0.0.1:8432", flag, addr)
 		}
 	}
+	switch c.Cgroups {
+	case "":
+		c.Cgroups = cgroupsAuto
+	case cgroupsAuto, cgroupsOff:
+	default:
+		return core.Invalidf("--cgroups must be auto or off")
+	}
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		return core.Invalidf("--tls-cert and --tls-key go together")
 	}
@@ -120,10 +128,15 @@ func (l layout) control() string  { return l.path("control") }
 func (l layout) logs() string     { return l.path("log") }
 func (l layout) volumes() string  { return l.path("pool", "volumes") }
 
+// id is a short name for the data directory, to be used outside of it.
+func (l layout) id() string {
+	sum := sha256.Sum256([]byte(l.dir))
+	return hex.EncodeToString(sum[:4])
+}
+
 // runDir is a short folder for Unix sockets, whose paths the system limits to 107 bytes.
 func (l layout) runDir() string {
-	sum := sha256.Sum256([]byte(l.dir))
-	id := hex.EncodeToString(sum[:4])
+	id := l.id()
 	if os.Geteuid() == 0 {
 		return filepath.Join("/run/bough", id)
 	}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/boughdb/bough/internal/compute"
+	"github.com/boughdb/bough/internal/compute/cgroup"
 	"github.com/boughdb/bough/internal/compute/local"
 	"github.com/boughdb/bough/internal/control"
 	"github.com/boughdb/bough/internal/core"
@@ -84,6 +85,9 @@ func stopProcesses(ctx context.Context, l layout, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	if err := cgroup.Lift(l.id()); err != nil {
+		log.Warn("computes stop within their limits", "error", err)
+	}
 	for _, prefix := range []string{l.volumes(), l.control()} {
 		found, err := driver.Scan(ctx, prefix)
 		if err != nil {
@@ -101,7 +105,7 @@ func stopProcesses(ctx context.Context, l layout, log *slog.Logger) error {
 			return err
 		}
 	}
-	return nil
+	return cgroup.Clean(ctx, l.id())
 }
 
 func endPostgres(ctx context.Context, driver *local.Driver, f compute.Found) error {
@@ -155,7 +159,8 @@ type Status struct {
 	Admin     *AdminFile `json:"-"`
 	APIURL    string     `json:"api_url,omitempty"`
 	PGAddr    string     `json:"pg_addr,omitempty"`
-	Computes  int        `json:"computes"` // that run
+	Sizes     string     `json:"compute_sizes,omitempty"` // whether they are enforced
+	Computes  int        `json:"computes"`                // that run
 	ControlDB bool       `json:"control_database"`
 	Pool      string     `json:"pool"` // file system of the volumes
 	PoolFree  int64      `json:"pool_free_bytes"`
@@ -177,7 +182,7 @@ func Look(ctx context.Context, dir string) (Status, error) {
 	if raw, err := os.ReadFile(l.admin()); err == nil {
 		var a AdminFile
 		if json.Unmarshal(raw, &a) == nil {
-			st.Admin, st.APIURL, st.PGAddr = &a, a.APIURL, a.PGAddr
+			st.Admin, st.APIURL, st.PGAddr, st.Sizes = &a, a.APIURL, a.PGAddr, a.Sizes
 		}
 	}
 	if st.PID != 0 && st.APIURL != "" {

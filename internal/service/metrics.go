@@ -103,6 +103,8 @@ var (
 	computesDesc = prometheus.NewDesc("bough_computes", "Endpoints by the state of their compute.", []string{"state"}, nil)
 	runningDesc  = prometheus.NewDesc("bough_compute_processes", "Computes that run.", nil, nil)
 	driftDesc    = prometheus.NewDesc("bough_drift", "Differences between what should be and what is, seen by the last look and the one before; see bough doctor.", []string{"kind"}, nil)
+	sizeDesc     = prometheus.NewDesc("bough_compute_size_cu", "Size of a running compute, in compute units.", []string{"endpoint"}, nil)
+	scaledDesc   = prometheus.NewDesc("bough_autoscale_total", "Changes of computes' sizes by their load.", []string{"direction"}, nil)
 	freeDesc     = prometheus.NewDesc("bough_storage_free_bytes", "Free space.", []string{"place"}, nil)
 )
 
@@ -113,6 +115,8 @@ const scrapeTimeout = 2 * time.Second
 func (c *lookCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- computesDesc
 	ch <- runningDesc
+	ch <- sizeDesc
+	ch <- scaledDesc
 	ch <- freeDesc
 	ch <- driftDesc
 }
@@ -121,10 +125,17 @@ func (c *lookCollector) Describe(ch chan<- *prometheus.Desc) {
 func (c *lookCollector) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(c.ctx, scrapeTimeout)
 	defer cancel()
-	ch <- prometheus.MustNewConstMetric(runningDesc, prometheus.GaugeValue, float64(len(c.computes.Running())))
 	for kind, n := range c.drifts() {
 		ch <- prometheus.MustNewConstMetric(driftDesc, prometheus.GaugeValue, float64(n), kind)
 	}
+	sizes := c.computes.Sizes()
+	ch <- prometheus.MustNewConstMetric(runningDesc, prometheus.GaugeValue, float64(len(sizes)))
+	for endpoint, cu := range sizes {
+		ch <- prometheus.MustNewConstMetric(sizeDesc, prometheus.GaugeValue, cu, endpoint)
+	}
+	up, down := c.computes.Autoscaled()
+	ch <- prometheus.MustNewConstMetric(scaledDesc, prometheus.CounterValue, float64(up), "up")
+	ch <- prometheus.MustNewConstMetric(scaledDesc, prometheus.CounterValue, float64(down), "down")
 	if states, err := c.endpoints(ctx); err == nil {
 		for state, n := range states {
 			ch <- prometheus.MustNewConstMetric(computesDesc, prometheus.GaugeValue, float64(n), state)

@@ -49,6 +49,7 @@ type AdminFile struct {
 	OrgID  string `json:"org_id"`
 	UserID string `json:"user_id"`
 	PGAddr string `json:"pg_addr"` // host:port of the proxy
+	Sizes  string `json:"sizes"`   // whether the sizes of computes are enforced, in words
 }
 
 // Server is a running Bough.
@@ -64,6 +65,7 @@ type Server struct {
 	metrics *metrics
 	admin   AdminFile
 	storage string
+	sizes   string // see AdminFile
 
 	certificates *certs.Store
 	operator     *operatorDoor
@@ -163,10 +165,12 @@ func (s *Server) start(ctx context.Context) error {
 	}
 	s.certificates = certificates
 	s.operator = newOperatorDoor(s.layout.operatorSocket(), s.operatorHandler(), s.log)
+	groups, ungrouped := s.groups()
 	watcher := &control.Watcher{}
 	background := context.WithoutCancel(ctx)
 	computes := compute.NewManager(background, compute.Options{
 		Driver: s.driver, RunDir: s.layout.runDir(), LogDir: s.layout.logs(), Cred: cred, Observer: watcher, Log: s.log,
+		Groups: groups, Ungrouped: ungrouped,
 	})
 	s.onClose(func(context.Context) { computes.Close() })
 	queue, err := ops.New(ctx, s.store, s.log)
@@ -186,6 +190,9 @@ func (s *Server) start(ctx context.Context) error {
 	watcher.S = s.control
 	s.metrics.watch(background, computes, pool, s.store.CountEndpoints, s.control.DriftCounts)
 	if err := s.control.Recover(ctx); err != nil {
+		return err
+	}
+	if err := computes.Sweep(ctx); err != nil {
 		return err
 	}
 	if err := queue.Start(ctx, s.control); err != nil {
@@ -373,7 +380,7 @@ func (s *Server) writeAdmin(ctx context.Context, apiURL, pgAddr string) error {
 		}
 		s.admin = AdminFile{APIKey: key.Secret, OrgID: org.ID, UserID: user.ID}
 	}
-	s.admin.APIURL, s.admin.PGAddr = apiURL, pgAddr
+	s.admin.APIURL, s.admin.PGAddr, s.admin.Sizes = apiURL, pgAddr, s.sizes
 	return s.saveAdmin()
 }
 
