@@ -3,32 +3,52 @@ package postgres
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
 	"github.com/boughdb/bough/internal/core"
 )
 
-// hbaConf lets everyone in who can open the socket: its folder belongs to the server's OS user alone, and the proxy has
-// authenticated the client already.
-const hbaConf = `# Written by Bough before every start; changes are lost.
-local all all trust
-`
+// Everyone is let in who can open the socket: its folder belongs to the server's OS user alone, and the proxy has
+// authenticated the client already. But what runs inside a compute (dblink, a foreign table, a worker of an extension) can open
+// sockets, too, those of other computes among them: where the platform has another OS user than the servers, only it gets
+// sessions of the superuser.
+const (
+	confHead  = "# Written by Bough before every start; changes are lost.\n"
+	hbaConf   = "local all all trust\n"
+	hbaAdmin  = "local all " + AdminRole + " peer map=platform\n"
+	identConf = "platform %s " + AdminRole + "\n"
+)
 
-const identConf = "# Written by Bough before every start; changes are lost.\n"
+// accessConf is the content of pg_hba.conf and pg_ident.conf.
+func accessConf(cred *syscall.Credential) (hba, ident string) {
+	hba, ident = confHead+hbaConf, confHead
+	if cred == nil || int(cred.Uid) == os.Geteuid() {
+		return hba, ident
+	}
+	me, err := user.LookupId(strconv.Itoa(os.Geteuid()))
+	if err != nil {
+		return hba, ident
+	}
+	return confHead + hbaAdmin + hbaConf, ident + fmt.Sprintf(identConf, strconv.Quote(me.Username))
+}
 
 // WriteConfig makes the cluster's configuration files say exactly what settings say. Files that already do are left alone,
 // so that waking costs no writes. cred is the server's OS user, nil when it is the caller's.
 //
 // The files are not synced: they are compared and written again before every start, so a machine that crashes loses nothing.
 func WriteConfig(dataDir string, settings []Setting, cred *syscall.Credential) error {
+	hba, ident := accessConf(cred)
 	files := []struct{ name, content string }{
 		{"postgresql.conf", renderConf(settings)},
-		{"pg_hba.conf", hbaConf},
-		{"pg_ident.conf", identConf},
+		{"pg_hba.conf", hba},
+		{"pg_ident.conf", ident},
 	}
 	for _, f := range files {
 		if err := replaceFile(filepath.Join(dataDir, f.name), []byte(f.content), cred, false); err != nil {

@@ -3,8 +3,11 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"strconv"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/boughdb/bough/internal/core"
 )
@@ -29,6 +32,9 @@ func ConnConfig(socketDir, database string) (*pgx.ConnConfig, error) {
 		"statement_timeout":                   "0",
 		"lock_timeout":                        "0",
 		"idle_in_transaction_session_timeout": "0",
+		"idle_session_timeout":                "0",
+		"synchronous_commit":                  "on",
+		"exit_on_error":                       "off",
 		"default_transaction_read_only":       "off",
 		"default_transaction_isolation":       "read committed",
 		"jit":                                 "off",
@@ -36,6 +42,14 @@ func ConnConfig(socketDir, database string) (*pgx.ConnConfig, error) {
 		"log_min_duration_statement":          "-1",
 		"log_min_error_statement":             "panic",
 		"pg_stat_statements.track":            "none",
+	}
+	cfg.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
+		// The one that older majors do not know.
+		major, _, _ := strings.Cut(conn.ParameterStatus("server_version"), ".")
+		if n, err := strconv.Atoi(major); err != nil || n < 17 {
+			return nil
+		}
+		return conn.Exec(ctx, "SET transaction_timeout = 0").Close()
 	}
 	return cfg, nil
 }
