@@ -397,6 +397,22 @@ type AuthAccount struct {
 	Provider string `json:"provider"`
 }
 
+// AvailablePreloadLibraries defines model for AvailablePreloadLibraries.
+type AvailablePreloadLibraries struct {
+	Libraries *[]AvailablePreloadLibrary `json:"libraries,omitempty"`
+}
+
+// AvailablePreloadLibrary defines model for AvailablePreloadLibrary.
+type AvailablePreloadLibrary struct {
+	Description string `json:"description"`
+
+	// IsDefault Preloaded unless the project says use_defaults false.
+	IsDefault      bool   `json:"is_default"`
+	IsExperimental bool   `json:"is_experimental"`
+	LibraryName    string `json:"library_name"`
+	Version        string `json:"version"`
+}
+
 // Branch defines model for Branch.
 type Branch struct {
 	ActiveTimeSeconds  int64          `json:"active_time_seconds"`
@@ -777,7 +793,9 @@ type EndpointSettings struct {
 
 	// PgbouncerSettings Accepted for older clients.
 	PgbouncerSettings *PgbouncerSettings `json:"pgbouncer_settings,omitempty"`
-	PreloadLibraries  *PreloadLibraries  `json:"preload_libraries,omitempty"`
+
+	// PreloadLibraries The libraries in shared_preload_libraries of the project's computes.
+	PreloadLibraries *PreloadLibraries `json:"preload_libraries,omitempty"`
 }
 
 // EndpointState defines model for EndpointState.
@@ -917,10 +935,13 @@ type PgbouncerSettings = map[string]string
 // PoolerMode defines model for PoolerMode.
 type PoolerMode string
 
-// PreloadLibraries defines model for PreloadLibraries.
+// PreloadLibraries The libraries in shared_preload_libraries of the project's computes.
 type PreloadLibraries struct {
+	// EnabledLibraries Names out of available_preload_libraries.
 	EnabledLibraries *[]string `json:"enabled_libraries,omitempty"`
-	UseDefaults      *bool     `json:"use_defaults,omitempty"`
+
+	// UseDefaults Preload those that are default, too. Default: true.
+	UseDefaults *bool `json:"use_defaults,omitempty"`
 }
 
 // Project defines model for Project.
@@ -1130,7 +1151,9 @@ type ProjectSettings struct {
 	EnableLogicalReplication *bool              `json:"enable_logical_replication,omitempty"`
 	Hipaa                    *bool              `json:"hipaa,omitempty"`
 	MaintenanceWindow        *MaintenanceWindow `json:"maintenance_window,omitempty"`
-	PreloadLibraries         *PreloadLibraries  `json:"preload_libraries,omitempty"`
+
+	// PreloadLibraries The libraries in shared_preload_libraries of the project's computes.
+	PreloadLibraries *PreloadLibraries `json:"preload_libraries,omitempty"`
 
 	// Quota Limits for one billing period; 0 means no limit.
 	Quota *ProjectQuota `json:"quota,omitempty"`
@@ -1497,6 +1520,11 @@ type ClientInterface interface {
 	//
 	// Corresponds with PATCH /projects/{project_id} (the `UpdateProject` operationId).
 	UpdateProject(ctx context.Context, projectID ProjectID, body UpdateProjectJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetAvailablePreloadLibraries List the libraries that the project's computes can preload
+	//
+	// Corresponds with GET /projects/{project_id}/available_preload_libraries (the `GetAvailablePreloadLibraries` operationId).
+	GetAvailablePreloadLibraries(ctx context.Context, projectID ProjectID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListProjectBranches List a project's branches
 	//
@@ -1899,6 +1927,21 @@ func (c *Client) UpdateProjectWithBody(ctx context.Context, projectID ProjectID,
 // Corresponds with PATCH /projects/{project_id} (the `UpdateProject` operationId).
 func (c *Client) UpdateProject(ctx context.Context, projectID ProjectID, body UpdateProjectJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewUpdateProjectRequest(c.Server, projectID, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetAvailablePreloadLibraries List the libraries that the project's computes can preload
+//
+// Corresponds with GET /projects/{project_id}/available_preload_libraries (the `GetAvailablePreloadLibraries` operationId).
+func (c *Client) GetAvailablePreloadLibraries(ctx context.Context, projectID ProjectID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetAvailablePreloadLibrariesRequest(c.Server, projectID)
 	if err != nil {
 		return nil, err
 	}
@@ -2907,6 +2950,40 @@ func NewUpdateProjectRequestWithBody(server string, projectID ProjectID, content
 	}
 
 	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewGetAvailablePreloadLibrariesRequest constructs an http.Request for the GetAvailablePreloadLibraries method
+func NewGetAvailablePreloadLibrariesRequest(server string, projectID ProjectID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "project_id", projectID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/projects/%s/available_preload_libraries", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
 
 	return req, nil
 }
@@ -4613,6 +4690,13 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with PATCH /projects/{project_id} (the `UpdateProject` operationId).
 	UpdateProjectWithResponse(ctx context.Context, projectID ProjectID, body UpdateProjectJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateProjectResp, error)
 
+	// GetAvailablePreloadLibrariesWithResponse List the libraries that the project's computes can preload
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /projects/{project_id}/available_preload_libraries (the `GetAvailablePreloadLibraries` operationId).
+	GetAvailablePreloadLibrariesWithResponse(ctx context.Context, projectID ProjectID, reqEditors ...RequestEditorFn) (*GetAvailablePreloadLibrariesResp, error)
+
 	// ListProjectBranchesWithResponse List a project's branches
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -5306,6 +5390,54 @@ func (r UpdateProjectResp) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r UpdateProjectResp) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetAvailablePreloadLibrariesResp struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *AvailablePreloadLibraries
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetAvailablePreloadLibrariesResp) GetJSON200() *AvailablePreloadLibraries {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r GetAvailablePreloadLibrariesResp) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetAvailablePreloadLibrariesResp) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetAvailablePreloadLibrariesResp) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetAvailablePreloadLibrariesResp) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetAvailablePreloadLibrariesResp) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -6956,6 +7088,19 @@ func (c *ClientWithResponses) UpdateProjectWithResponse(ctx context.Context, pro
 	return ParseUpdateProjectResp(rsp)
 }
 
+// GetAvailablePreloadLibrariesWithResponse List the libraries that the project's computes can preload
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /projects/{project_id}/available_preload_libraries (the `GetAvailablePreloadLibraries` operationId).
+func (c *ClientWithResponses) GetAvailablePreloadLibrariesWithResponse(ctx context.Context, projectID ProjectID, reqEditors ...RequestEditorFn) (*GetAvailablePreloadLibrariesResp, error) {
+	rsp, err := c.GetAvailablePreloadLibraries(ctx, projectID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetAvailablePreloadLibrariesResp(rsp)
+}
+
 // ListProjectBranchesWithResponse List a project's branches
 //
 // Returns a wrapper object for the known response body format(s).
@@ -7730,6 +7875,39 @@ func ParseUpdateProjectResp(rsp *http.Response) (*UpdateProjectResp, error) {
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest ProjectOperations
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetAvailablePreloadLibrariesResp parses an HTTP response from a GetAvailablePreloadLibrariesWithResponse call
+func ParseGetAvailablePreloadLibrariesResp(rsp *http.Response) (*GetAvailablePreloadLibrariesResp, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetAvailablePreloadLibrariesResp{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest AvailablePreloadLibraries
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}
@@ -8811,6 +8989,9 @@ type ServerInterface interface {
 	// UpdateProject Rename a project or change its settings
 	// (PATCH /projects/{project_id})
 	UpdateProject(w http.ResponseWriter, r *http.Request, projectID ProjectID)
+	// GetAvailablePreloadLibraries List the libraries that the project's computes can preload
+	// (GET /projects/{project_id}/available_preload_libraries)
+	GetAvailablePreloadLibraries(w http.ResponseWriter, r *http.Request, projectID ProjectID)
 	// ListProjectBranches List a project's branches
 	// (GET /projects/{project_id}/branches)
 	ListProjectBranches(w http.ResponseWriter, r *http.Request, projectID ProjectID, params ListProjectBranchesParams)
@@ -9176,6 +9357,32 @@ func (siw *ServerInterfaceWrapper) UpdateProject(w http.ResponseWriter, r *http.
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.UpdateProject(w, r, projectID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetAvailablePreloadLibraries operation middleware
+func (siw *ServerInterfaceWrapper) GetAvailablePreloadLibraries(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "project_id" -------------
+	var projectID ProjectID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "project_id", r.PathValue("project_id"), &projectID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "project_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetAvailablePreloadLibraries(w, r, projectID)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -10555,6 +10762,7 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/projects/{project_id}", wrapper.GetProject)
 	m.HandleFunc(http.MethodPatch+" "+options.BaseURL+"/projects/{project_id}", wrapper.UpdateProject)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/projects/{project_id}/connection_uri", wrapper.GetConnectionURI)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/projects/{project_id}/available_preload_libraries", wrapper.GetAvailablePreloadLibraries)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/projects/{project_id}/operations", wrapper.ListProjectOperations)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/projects/{project_id}/operations/{operation_id}", wrapper.GetProjectOperation)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/projects/{project_id}/branches", wrapper.ListProjectBranches)
@@ -10935,6 +11143,45 @@ type UpdateProjectdefaultJSONResponse struct {
 }
 
 func (response UpdateProjectdefaultJSONResponse) VisitUpdateProjectResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAvailablePreloadLibrariesRequestObject struct {
+	ProjectID ProjectID `json:"project_id"`
+}
+
+type GetAvailablePreloadLibrariesResponseObject interface {
+	VisitGetAvailablePreloadLibrariesResponse(w http.ResponseWriter) error
+}
+
+type GetAvailablePreloadLibraries200JSONResponse AvailablePreloadLibraries
+
+func (response GetAvailablePreloadLibraries200JSONResponse) VisitGetAvailablePreloadLibrariesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAvailablePreloadLibrariesdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GetAvailablePreloadLibrariesdefaultJSONResponse) VisitGetAvailablePreloadLibrariesResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -12254,6 +12501,9 @@ type StrictServerInterface interface {
 	// UpdateProject Rename a project or change its settings
 	// (PATCH /projects/{project_id})
 	UpdateProject(ctx context.Context, request UpdateProjectRequestObject) (UpdateProjectResponseObject, error)
+	// GetAvailablePreloadLibraries List the libraries that the project's computes can preload
+	// (GET /projects/{project_id}/available_preload_libraries)
+	GetAvailablePreloadLibraries(ctx context.Context, request GetAvailablePreloadLibrariesRequestObject) (GetAvailablePreloadLibrariesResponseObject, error)
 	// ListProjectBranches List a project's branches
 	// (GET /projects/{project_id}/branches)
 	ListProjectBranches(ctx context.Context, request ListProjectBranchesRequestObject) (ListProjectBranchesResponseObject, error)
@@ -12630,6 +12880,32 @@ func (sh *strictHandler) UpdateProject(w http.ResponseWriter, r *http.Request, p
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(UpdateProjectResponseObject); ok {
 		if err := validResponse.VisitUpdateProjectResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetAvailablePreloadLibraries operation middleware
+func (sh *strictHandler) GetAvailablePreloadLibraries(w http.ResponseWriter, r *http.Request, projectID ProjectID) {
+	var request GetAvailablePreloadLibrariesRequestObject
+
+	request.ProjectID = projectID
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetAvailablePreloadLibraries(ctx, request.(GetAvailablePreloadLibrariesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetAvailablePreloadLibraries")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetAvailablePreloadLibrariesResponseObject); ok {
+		if err := validResponse.VisitGetAvailablePreloadLibrariesResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

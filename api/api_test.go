@@ -64,6 +64,7 @@ var models = map[string]any{
 	"listProjectOperations": OperationList{}, "getProjectOperation": OperationResponse{},
 	"listProjects": ProjectList{}, "createProject": ProjectCreated{}, "getProject": ProjectResponse{},
 	"updateProject": ProjectOperations{}, "deleteProject": ProjectResponse{}, "getConnectionURI": ConnectionURIResponse{},
+	"getAvailablePreloadLibraries": AvailablePreloadLibraries{},
 	"createProjectBranch": BranchCreated{}, "listProjectBranches": BranchList{}, "getProjectBranch": BranchWithAnnotation{},
 	"updateProjectBranch": BranchOperations{}, "deleteProjectBranch": BranchOperations{},
 	"listProjectBranchEndpoints": EndpointList{}, "listProjectEndpoints": EndpointList{},

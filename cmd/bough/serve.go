@@ -55,6 +55,7 @@ func serverFlags(f *pflag.FlagSet, c *service.Config) {
 	f.Var((*bytesValue)(&c.PoolReserve), "pool-reserve", "space to keep free in the pool; 0 chooses")
 	f.StringVar(&c.DatabaseURL, "database-url", "", "control database; empty runs one in the data directory")
 	f.StringSliceVar(&c.PostgresDirs, "postgres-dir", nil, "more folders with PostgreSQL builds (14 to 18)")
+	f.StringVar(&c.Extensions, "extensions-allow", "default", "untrusted extensions that the owner of a database may create: names, default, all, none; -NAME takes one out")
 	f.StringVar(&c.ComputeUser, "compute-user", "", "OS user of computes when the server is root; empty chooses bough or postgres")
 	f.StringVar(&c.Cgroups, "cgroups", "auto", "enforce and autoscale the sizes of computes by control groups: auto (where root can) or off")
 	f.StringVar(&c.TLSCert, "tls-cert", "", "certificate chain of the proxy (PEM); empty uses a local authority")

@@ -89,8 +89,8 @@ func (m *Manager) explain(ctx context.Context, cause error, logFile string, offs
 		e.Message = "The compute could not start: PostgreSQL says: " + c + ". Correct the endpoint's pg_settings and start it again."
 	case lib != nil:
 		e.Kind = core.KindUnprocessable
-		e.Message = "The compute could not start: the library " + strconv.Quote(lib[1]) + " cannot be loaded. Correct " +
-			"shared_preload_libraries in the endpoint's pg_settings and start it again."
+		e.Message = "The compute could not start: the library " + strconv.Quote(lib[1]) + " cannot be loaded. Take it " +
+			"out of the project's settings.preload_libraries and start it again."
 	case strings.Contains(tail, "No space left on device"):
 		e.Kind = core.KindNoSpace
 		e.Message = "The compute could not start: the storage is full. Free space and try again."

@@ -27,6 +27,8 @@ type Spec struct {
 	DataDir            string // absolute
 	WALDir             string // absolute; DataDir's pg_wal points to it; for messages only
 	Size               postgres.SizeSpec
+	Preload            []string // libraries; see postgres.PreloadList
+	Database           string   // where preloaded libraries that work in one database do
 	PGSettings         map[string]string
 	Promote            bool          // DataDir is a fresh copy with standby.signal: end its recovery on a new timeline
 	IdleTimeout        time.Duration // < 0: never idle; 0: core.DefaultSuspendTimeout

@@ -415,7 +415,7 @@ func TestFailureMessages(t *testing.T) {
 		},
 		"missing library": {
 			func(_ *testing.T, r *rig) {
-				r.spec.PGSettings = map[string]string{"shared_preload_libraries": "no_such_library"}
+				r.spec.Preload = []string{"no_such_library"}
 			},
 			core.KindUnprocessable, `"no_such_library"`, "FATAL",
 		},

@@ -79,10 +79,7 @@ func (m *Manager) prepare(ctx context.Context, spec Spec, sockDir string) error 
 	if _, err := os.Lstat(filepath.Join(spec.DataDir, "standby.signal")); err == nil && !spec.Promote {
 		return core.Errorf(core.KindInternal, "", "%s holds standby.signal, and its promotion was not asked for", spec.DataDir)
 	}
-	return postgres.WriteConfig(spec.DataDir, postgres.Config(postgres.ConfigOptions{
-		Build: spec.Build, Size: spec.Size, MachineMemory: m.opts.MachineMem,
-		LogicalReplication: spec.LogicalReplication, PGSettings: spec.PGSettings,
-	}), m.opts.Cred)
+	return postgres.WriteConfig(spec.DataDir, postgres.Config(m.Config(spec)), m.opts.Cred)
 }
 
 // attach is the body of an Attach.

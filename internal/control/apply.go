@@ -12,7 +12,7 @@ import (
 	"github.com/boughdb/bough/internal/store"
 )
 
-// applyConfig changes roles and databases in the catalog. A sleeping branch is woken for it, and sleeps again.
+// applyConfig changes roles and databases in the catalog, or the settings of a running compute. For the first, a sleeping branch is woken for it, and sleeps again.
 func (s *Service) applyConfig(ctx context.Context, b core.Branch, op core.Operation) (ops.Commit, error) {
 	if b.Deleting {
 		return nil, nil
@@ -20,6 +20,9 @@ func (s *Service) applyConfig(ctx context.Context, b core.Branch, op core.Operat
 	var params applyParams
 	if err := json.Unmarshal(op.Params, &params); err != nil {
 		return nil, core.Wrap(err, "control.apply", "")
+	}
+	if params.Reload {
+		return s.reload(ctx, b, op.EndpointID)
 	}
 	id, awake, err := s.running(ctx, b.ID)
 	if err != nil {

@@ -53,7 +53,7 @@ func (s *Service) CreateBranch(ctx context.Context, c core.Caller, projectID str
 	}
 	var endpoints []core.Endpoint
 	for _, spec := range p.Endpoints {
-		e, err := s.newEndpoint(project, branch.ID, spec)
+		e, err := s.newEndpoint(ctx, project, branch.ID, spec)
 		if err != nil {
 			return none, err
 		}

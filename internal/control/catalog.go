@@ -9,8 +9,9 @@ import (
 	"github.com/boughdb/bough/internal/store"
 )
 
-// applyParams is what an apply_config operation does to the catalog. One field is set.
+// applyParams is what an apply_config operation does, to the catalog unless it says Reload. One field is set.
 type applyParams struct {
+	Reload         bool   `json:"reload,omitempty"` // the operation's endpoint takes its settings
 	CreateRole     string `json:"create_role,omitempty"`
 	SetPassword    string `json:"set_password,omitempty"` // of a role
 	DropRole       string `json:"drop_role,omitempty"`

@@ -63,9 +63,18 @@ func (s *Service) spec(ctx context.Context, b core.Branch, computeID string, e c
 	if err := s.checkData(b); err != nil {
 		return compute.Spec{}, err
 	}
+	preload := preloadOf(project.Settings).list(build)
+	database, err := s.libraryDatabase(ctx, b.ID, preload)
+	if err != nil {
+		return compute.Spec{}, err
+	}
+	if build, err = s.Overlays.Build(ctx, build); err != nil {
+		return compute.Spec{}, err
+	}
 	spec := compute.Spec{
 		EndpointID: computeID, Build: build, DataDir: s.Volumes.Path(b.VolumeID), WALDir: s.WAL.Path(b.ID, b.Incarnation),
 		Size: postgres.SizeSpec{MinCU: defaultCU, MaxCU: defaultCU}, Promote: b.Promote, IdleTimeout: -1,
+		Preload: preload, Database: database,
 	}
 	if e.ID != "" {
 		spec.Size = sizeSpec(e)

@@ -3,6 +3,8 @@ package control
 import (
 	"cmp"
 	"context"
+	"encoding/json"
+	"maps"
 	"time"
 
 	"github.com/boughdb/bough/internal/core"
@@ -11,7 +13,7 @@ import (
 )
 
 // newEndpoint checks a request for an endpoint and completes it with the project's defaults.
-func (s *Service) newEndpoint(project core.Project, branchID string, p EndpointSpec) (core.Endpoint, error) {
+func (s *Service) newEndpoint(ctx context.Context, project core.Project, branchID string, p EndpointSpec) (core.Endpoint, error) {
 	var none core.Endpoint
 	e := core.Endpoint{
 		ID: core.NewEndpointID(), ProjectID: project.ID, BranchID: branchID, Name: p.Name, RegionID: cmp.Or(p.RegionID, project.RegionID),
@@ -52,7 +54,13 @@ func (s *Service) newEndpoint(project core.Project, branchID string, p EndpointS
 	if e.Disabled {
 		e.State, e.PendingState = core.EndpointIdle, ""
 	}
-	return e, checkPGSettings(p.PGSettings)
+	if p.Preload {
+		return none, ownLibraries()
+	}
+	if e.PGSettings = project.Defaults.PGSettings; p.PGSettings != nil {
+		e.PGSettings = p.PGSettings
+	}
+	return e, s.checkSettings(ctx, project, e.MinCU, e.MaxCU, e.PGSettings)
 }
 
 // ListEndpoints returns a project's endpoints; with branchID, those of that branch.
@@ -76,7 +84,7 @@ func (s *Service) CreateEndpoint(ctx context.Context, c core.Caller, projectID, 
 	if err != nil {
 		return EndpointResult{}, err
 	}
-	e, err := s.newEndpoint(project, branchID, p)
+	e, err := s.newEndpoint(ctx, project, branchID, p)
 	if err != nil {
 		return EndpointResult{}, err
 	}
@@ -155,10 +163,18 @@ func wants(e core.Endpoint) core.EndpointState {
 // UpdateEndpoint changes an endpoint. A running compute takes new limits of its size at once when they ask for the same
 // settings, else by a restart.
 func (s *Service) UpdateEndpoint(ctx context.Context, c core.Caller, projectID, id string, p EndpointPatch) (EndpointResult, error) {
+	if p.Preload {
+		return EndpointResult{}, ownLibraries()
+	}
 	var idle time.Duration
 	var resized postgres.SizeSpec
+	checked, settings, err := s.checkPatch(ctx, c, projectID, id, p)
+	if err != nil {
+		return EndpointResult{}, err
+	}
 	out, err := s.change(ctx, c, projectID, id, func(q store.Q, e core.Endpoint) (core.Endpoint, []core.Operation, error) {
 		before := e
+		resized = postgres.SizeSpec{}
 		if p.BranchID != nil && *p.BranchID != e.BranchID {
 			return e, nil, core.Invalidf("an endpoint cannot move to another branch; create one there")
 		}
@@ -192,8 +208,11 @@ func (s *Service) UpdateEndpoint(ctx context.Context, c core.Caller, projectID, 
 		if p.Disabled != nil {
 			e.Disabled = *p.Disabled
 		}
-		if err := checkPGSettings(p.PGSettings); err != nil {
-			return e, nil, err
+		if p.PGSettings != nil {
+			if !maps.Equal(checked.PGSettings, e.PGSettings) {
+				settings.restart = true // changed by somebody else meanwhile: the sure way
+			}
+			e.PGSettings = p.PGSettings
 		}
 		saved, err := q.UpdateEndpoint(ctx, e)
 		if err != nil {
@@ -208,18 +227,22 @@ func (s *Service) UpdateEndpoint(ctx context.Context, c core.Caller, projectID, 
 		case saved.Disabled && !before.Disabled:
 			saved, err = q.SetEndpointPending(ctx, id, core.EndpointIdle)
 			return saved, []core.Operation{suspend}, err
-		case saved.MinCU != before.MinCU || saved.MaxCU != before.MaxCU:
-			if resized = sizeSpec(saved); s.Computes.Resizable(sizeSpec(before), resized) {
-				return saved, nil, nil
-			}
+		case settings.restart || !s.Computes.Resizable(sizeSpec(before), sizeSpec(saved)):
 			saved, err = q.SetEndpointPending(ctx, id, core.EndpointActive)
 			return saved, []core.Operation{suspend, newOperation(c, projectID, e.BranchID, id, core.ActionStartCompute)}, err
+		case saved.MinCU != before.MinCU || saved.MaxCU != before.MaxCU:
+			resized = sizeSpec(saved)
+		}
+		if len(settings.keys) > 0 {
+			apply := newOperation(c, projectID, e.BranchID, id, core.ActionApplyConfig)
+			apply.Params, err = json.Marshal(applyParams{Reload: true})
+			return saved, []core.Operation{apply}, err
 		}
 		return saved, nil, nil
 	})
 	if err == nil {
 		s.Computes.SetIdleTimeout(id, idle)
-		if len(out.Operations) == 0 && resized != (postgres.SizeSpec{}) {
+		if resized != (postgres.SizeSpec{}) {
 			s.Computes.Resize(id, resized)
 		}
 	}
@@ -229,6 +252,28 @@ func (s *Service) UpdateEndpoint(ctx context.Context, c core.Caller, projectID, 
 // sizeSpec is an endpoint's limits as the compute room takes them.
 func sizeSpec(e core.Endpoint) postgres.SizeSpec {
 	return postgres.SizeSpec{MinCU: e.MinCU, MaxCU: e.MaxCU}
+}
+
+// checkPatch looks at the settings of a patched endpoint before anything is locked: that takes a program's run. It returns
+// the endpoint as it was.
+func (s *Service) checkPatch(ctx context.Context, c core.Caller, projectID, id string, p EndpointPatch) (core.Endpoint, settingsChange, error) {
+	project, e, err := s.endpoint(ctx, c, projectID, id)
+	if err != nil || (p.PGSettings == nil && (len(e.PGSettings) == 0 || (p.MinCU == nil && p.MaxCU == nil))) {
+		return e, settingsChange{}, err
+	}
+	after := e.PGSettings
+	if p.PGSettings != nil {
+		after = p.PGSettings
+	}
+	minimum, maximum, err := size(p.MinCU, p.MaxCU, core.EndpointDefaults{MinCU: e.MinCU, MaxCU: e.MaxCU}, "")
+	if err != nil {
+		return e, settingsChange{}, err
+	}
+	if err := s.checkSettings(ctx, project, minimum, maximum, after); err != nil {
+		return e, settingsChange{}, err
+	}
+	change, err := s.changeOf(ctx, project, id, e.PGSettings, after)
+	return e, change, err
 }
 
 // idleTimeout is an endpoint's timeout as the compute room takes it.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/url"
 	"slices"
@@ -86,6 +87,9 @@ func (s *Service) CreateProject(ctx context.Context, c core.Caller, p CreateProj
 	if project.Settings, err = mergeSettings(json.RawMessage(defaultSettings), p.Settings); err != nil {
 		return none, err
 	}
+	if err := checkPreload(p.Settings, build); err != nil {
+		return none, err
+	}
 	branchName := cmp.Or(p.BranchName, "main")
 	database := cmp.Or(p.DatabaseName, postgres.DefaultDatabase)
 	roleName := p.RoleName
@@ -103,6 +107,9 @@ func (s *Service) CreateProject(ctx context.Context, c core.Caller, p CreateProj
 			return none, err
 		}
 	}
+	if err := s.checkSettings(ctx, project, project.Defaults.MinCU, project.Defaults.MaxCU, project.Defaults.PGSettings); err != nil {
+		return none, err
+	}
 	role, err := s.newPassword(project, core.Role{Name: roleName})
 	if err != nil {
 		return none, err
@@ -118,7 +125,7 @@ func (s *Service) CreateProject(ctx context.Context, c core.Caller, p CreateProj
 	}
 	endpoint := core.Endpoint{
 		ID: core.NewEndpointID(), ProjectID: project.ID, BranchID: branchID, RegionID: project.RegionID, Type: core.EndpointReadWrite,
-		MinCU: project.Defaults.MinCU, MaxCU: project.Defaults.MaxCU, Provisioner: project.Provisioner,
+		MinCU: project.Defaults.MinCU, MaxCU: project.Defaults.MaxCU, Provisioner: project.Provisioner, PGSettings: project.Defaults.PGSettings,
 		SuspendTimeout: project.Defaults.SuspendTimeout, State: core.EndpointInit, PendingState: core.EndpointActive,
 	}
 	var out ProjectCreated
@@ -223,11 +230,26 @@ func (s *Service) GetProject(ctx context.Context, c core.Caller, id string) (Pro
 
 // UpdateProject changes a project.
 func (s *Service) UpdateProject(ctx context.Context, c core.Caller, id string, p ProjectPatch) (ProjectResult, error) {
-	if _, err := s.project(ctx, c, id); err != nil {
+	project, err := s.project(ctx, c, id)
+	if err != nil {
 		return ProjectResult{}, err
 	}
-	var saved core.Project
-	err := s.Store.Tx(ctx, func(q store.Q) error {
+	if p.Defaults != nil && (p.Defaults.PGSettings != nil || len(project.Defaults.PGSettings) > 0) {
+		defaults, err := p.Defaults.apply(project.Defaults, project.Provisioner)
+		if err == nil {
+			err = s.checkSettings(ctx, project, defaults.MinCU, defaults.MaxCU, defaults.PGSettings)
+		}
+		if err != nil {
+			return ProjectResult{}, err
+		}
+	}
+	build, buildErr := s.build(project.PGVersion)
+	var (
+		saved      core.Project
+		operations []core.Operation
+		kick       []string
+	)
+	err = s.Store.Tx(ctx, func(q store.Q) error {
 		project, err := q.LockProject(ctx, id)
 		if err != nil {
 			return err
@@ -250,14 +272,31 @@ func (s *Service) UpdateProject(ctx context.Context, c core.Caller, id string, p
 			}
 		}
 		if p.Settings != nil {
+			before := preloadOf(project.Settings).list(build)
 			if project.Settings, err = mergeSettings(project.Settings, p.Settings); err != nil {
 				return err
+			}
+			if len(preloadOf(p.Settings).Libraries) > 0 {
+				if err := errors.Join(buildErr, checkPreload(p.Settings, build)); err != nil {
+					return err
+				}
+			}
+			if buildErr == nil && !slices.Equal(before, preloadOf(project.Settings).list(build)) {
+				if operations, kick, err = s.restartProject(ctx, q, c, id); err != nil {
+					return err
+				}
 			}
 		}
 		saved, err = q.UpdateProject(ctx, project)
 		return err
 	})
-	return ProjectResult{Project: s.projectView(saved), Operations: []core.Operation{}}, err
+	if err != nil {
+		return ProjectResult{}, err
+	}
+	for _, branchID := range kick {
+		s.Queue.Kick(branchID)
+	}
+	return ProjectResult{Project: s.projectView(saved), Operations: operations}, nil
 }
 
 // DeleteProject deletes a project with everything in it.

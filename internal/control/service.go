@@ -60,6 +60,8 @@ type Options struct {
 	Volumes    *storage.Pool
 	WAL        *history.Dirs
 	Builds     []postgres.Build // installed, ascending
+	Overlays   *postgres.Overlays
+	Inspector  *postgres.Inspector
 	Sealer     *auth.Sealer
 	Init       postgres.InitOptions // OS user of computes; folders are filled in
 	DataDir    string

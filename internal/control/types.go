@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/postgres"
 )
 
 // Optional is a field of a PATCH: left alone, set, or cleared.
@@ -49,6 +50,9 @@ type ProjectView struct {
 	OwnerName  string
 }
 
+// PreloadLibrary is a library that computes can preload.
+type PreloadLibrary = postgres.Library
+
 // EndpointSpec asks for an endpoint; nil fields take the project's defaults.
 type EndpointSpec struct {
 	Type           core.EndpointType
@@ -57,6 +61,7 @@ type EndpointSpec struct {
 	MinCU, MaxCU   *float64
 	Provisioner    string
 	PGSettings     map[string]string
+	Preload        bool // asks for libraries of its own, which are the project's to choose
 	PoolerEnabled  *bool
 	PoolerMode     string
 	SuspendTimeout *int64 // seconds
@@ -70,6 +75,7 @@ type EndpointPatch struct {
 	MinCU, MaxCU   *float64
 	Provisioner    *string
 	PGSettings     map[string]string // nil stays
+	Preload        bool              // see EndpointSpec
 	PoolerEnabled  *bool
 	PoolerMode     *string
 	SuspendTimeout *int64

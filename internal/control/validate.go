@@ -74,13 +74,6 @@ func checkSuspend(v int64) error {
 	return nil
 }
 
-func checkPGSettings(m map[string]string) error {
-	if len(m) > 0 {
-		return notBuilt("pg_settings")
-	}
-	return nil
-}
-
 func (d DefaultsSpec) apply(cur core.EndpointDefaults, provisioner string) (core.EndpointDefaults, error) {
 	var err error
 	if cur.MinCU, cur.MaxCU, err = size(d.MinCU, d.MaxCU, cur, provisioner); err != nil {
@@ -92,7 +85,10 @@ func (d DefaultsSpec) apply(cur core.EndpointDefaults, provisioner string) (core
 		}
 		cur.SuspendTimeout = *d.SuspendTimeout
 	}
-	return cur, checkPGSettings(d.PGSettings)
+	if d.PGSettings != nil {
+		cur.PGSettings = d.PGSettings
+	}
+	return cur, nil
 }
 
 func checkRetention(v int64) error {
@@ -156,10 +152,6 @@ type unbuiltSettings struct {
 	BlockVPC           bool   `json:"block_vpc_connections"`
 	HIPAA              bool   `json:"hipaa"`
 	AuditLogLevel      string `json:"audit_log_level"`
-	Preload            struct {
-		UseDefaults *bool    `json:"use_defaults"`
-		Libraries   []string `json:"enabled_libraries"`
-	} `json:"preload_libraries"`
 }
 
 func (u unbuiltSettings) check() error {
@@ -170,7 +162,6 @@ func (u unbuiltSettings) check() error {
 		"settings.block_vpc_connections":      u.BlockVPC,
 		"settings.hipaa":                      u.HIPAA,
 		"settings.audit_log_level":            u.AuditLogLevel != "",
-		"settings.preload_libraries":          len(u.Preload.Libraries) > 0,
 	}
 	for name, v := range u.Quota {
 		if v < 0 {
@@ -237,7 +228,8 @@ func mergeSettings(cur, sent json.RawMessage) (json.RawMessage, error) {
 	}
 	var asked struct {
 		unbuiltSettings
-		Window *maintenanceWindow `json:"maintenance_window"`
+		Window  *maintenanceWindow `json:"maintenance_window"`
+		Preload preloadSettings    `json:"preload_libraries"`
 	}
 	if err := json.Unmarshal(out, &asked); err != nil {
 		return nil, core.Invalidf("settings: %s", jsonProblem(err))

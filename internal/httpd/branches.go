@@ -56,6 +56,7 @@ func (h *handlers) CreateProjectBranch(ctx context.Context, req api.CreateProjec
 				MaxCU:          e.AutoscalingLimitMaxCU,
 				Provisioner:    string(or(e.Provisioner, "")),
 				PGSettings:     pgSettings(e.Settings),
+				Preload:        asksPreload(e.Settings),
 				SuspendTimeout: e.SuspendTimeoutSeconds,
 			})
 		}

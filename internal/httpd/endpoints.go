@@ -28,6 +28,7 @@ func (h *handlers) CreateProjectEndpoint(ctx context.Context, req api.CreateProj
 		MaxCU:          e.AutoscalingLimitMaxCU,
 		Provisioner:    string(or(e.Provisioner, "")),
 		PGSettings:     pgSettings(e.Settings),
+		Preload:        asksPreload(e.Settings),
 		PoolerEnabled:  e.PoolerEnabled,
 		PoolerMode:     string(or(e.PoolerMode, "")),
 		SuspendTimeout: e.SuspendTimeoutSeconds,
@@ -58,6 +59,7 @@ func (h *handlers) UpdateProjectEndpoint(ctx context.Context, req api.UpdateProj
 		MaxCU:          e.AutoscalingLimitMaxCU,
 		Provisioner:    (*string)(e.Provisioner),
 		PGSettings:     pgSettings(e.Settings),
+		Preload:        asksPreload(e.Settings),
 		PoolerEnabled:  e.PoolerEnabled,
 		PoolerMode:     (*string)(e.PoolerMode),
 		SuspendTimeout: e.SuspendTimeoutSeconds,
@@ -114,6 +116,11 @@ func pgSettings(s *api.EndpointSettings) map[string]string {
 		return nil
 	}
 	return or(s.PgSettings, nil)
+}
+
+// asksPreload tells whether the client wants libraries for one endpoint.
+func asksPreload(s *api.EndpointSettings) bool {
+	return s != nil && s.PreloadLibraries != nil && (s.PreloadLibraries.UseDefaults != nil || len(or(s.PreloadLibraries.EnabledLibraries, nil)) > 0)
 }
 
 func endpointOperations(res control.EndpointResult) api.EndpointOperations {

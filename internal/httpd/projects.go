@@ -129,6 +129,20 @@ func (h *handlers) DeleteProject(ctx context.Context, req api.DeleteProjectReque
 	return api.DeleteProject200JSONResponse{Project: h.project(p)}, nil
 }
 
+// GetAvailablePreloadLibraries implements GET /projects/{project_id}/available_preload_libraries.
+func (h *handlers) GetAvailablePreloadLibraries(ctx context.Context, req api.GetAvailablePreloadLibrariesRequestObject) (api.GetAvailablePreloadLibrariesResponseObject, error) {
+	list, err := h.uc.PreloadLibraries(ctx, CallerFrom(ctx), req.ProjectID)
+	if err != nil {
+		return nil, err
+	}
+	libraries := each(list, func(l control.PreloadLibrary) api.AvailablePreloadLibrary {
+		return api.AvailablePreloadLibrary{
+			LibraryName: l.Name, Description: l.Description, IsDefault: l.Default, IsExperimental: l.Experimental, Version: l.Version,
+		}
+	})
+	return api.GetAvailablePreloadLibraries200JSONResponse{Libraries: &libraries}, nil
+}
+
 // GetConnectionURI implements GET /projects/{project_id}/connection_uri.
 func (h *handlers) GetConnectionURI(ctx context.Context, req api.GetConnectionURIRequestObject) (api.GetConnectionURIResponseObject, error) {
 	uri, err := h.uc.ConnectionURI(ctx, CallerFrom(ctx), req.ProjectID, control.URIParams{

@@ -17,6 +17,7 @@ type Authenticator interface {
 // not a *core.Error is shown as "internal error".
 type UseCases interface {
 	Projects
+	Libraries
 	Branches
 	Endpoints
 	Computes
@@ -35,6 +36,11 @@ type Projects interface {
 	GetProject(ctx context.Context, c core.Caller, id string) (control.ProjectView, error)
 	UpdateProject(ctx context.Context, c core.Caller, id string, p control.ProjectPatch) (control.ProjectResult, error)
 	DeleteProject(ctx context.Context, c core.Caller, id string) (control.ProjectView, error)
+}
+
+// Libraries are the use cases of what is installed for a project's version of PostgreSQL.
+type Libraries interface {
+	PreloadLibraries(ctx context.Context, c core.Caller, projectID string) ([]control.PreloadLibrary, error)
 }
 
 // Branches are the use cases of branches.

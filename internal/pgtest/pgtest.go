@@ -164,6 +164,8 @@ type Options struct {
 	Size     postgres.SizeSpec // default 0.25 CU
 	Settings map[string]string // user settings; see postgres.Config
 	Extra    []string          // name=value settings that no user may set, such as wal_level=logical
+	Preload  []string          // libraries
+	Build    postgres.Build    // runs it; default Build
 	Stopped  bool              // do not start it
 }
 
@@ -185,18 +187,21 @@ func NewCluster(t testing.TB, o Options) *Cluster {
 	dir := TempDir(t)
 	b := Build(t)
 	cred := Cred(t)
+	if o.Build.Major == 0 {
+		o.Build = b
+	}
 	driver, err := local.New(cred, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := &Cluster{
-		Build: b, DataDir: DataDir(t, b, dir), SocketDir: filepath.Join(dir, "s"), LogFile: filepath.Join(dir, "log"),
+		Build: o.Build, DataDir: DataDir(t, b, dir), SocketDir: filepath.Join(dir, "s"), LogFile: filepath.Join(dir, "log"),
 		opts: o, driver: driver,
 	}
 	if err := postgres.OwnedDir(c.SocketDir, cred); err != nil {
 		t.Fatal(err)
 	}
-	settings := postgres.Config(postgres.ConfigOptions{Build: b, Size: o.Size, PGSettings: o.Settings})
+	settings := postgres.Config(postgres.ConfigOptions{Build: o.Build, Size: o.Size, Preload: o.Preload, PGSettings: o.Settings})
 	if err := postgres.WriteConfig(c.DataDir, settings, cred); err != nil {
 		t.Fatal(err)
 	}

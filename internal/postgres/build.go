@@ -33,17 +33,13 @@ func (b Build) Tool(name string) string { return filepath.Join(b.BinDir, name) }
 // HasLibrary tells whether the build can load the named module, such as pg_stat_statements. PostgreSQL looks it up relative
 // to its own binary, so the folders tried are those that its packagers use.
 func (b Build) HasLibrary(name string) bool {
-	bin := b.BinDir
-	if real, err := filepath.EvalSymlinks(b.Tool("postgres")); err == nil {
-		bin = filepath.Dir(real)
-	}
-	for _, dir := range []string{"lib", "lib/postgresql", "lib/pgsql", "lib64/pgsql", "lib64/postgresql", "lib64",
-		"lib/postgresql/" + strconv.Itoa(b.Major) + "/lib"} {
-		if _, err := os.Stat(filepath.Join(bin, "..", dir, name+".so")); err == nil {
-			return true
-		}
-	}
-	return false
+	_, ok := b.relative(name+".so", libDirs(b.Major)...)
+	return ok
+}
+
+// libDirs are the places of modules beside a build's programs.
+func libDirs(major int) []string {
+	return []string{"lib/postgresql", "lib", "lib/pgsql", "lib64/pgsql", "lib64/postgresql", "lib64", "lib/postgresql/" + strconv.Itoa(major) + "/lib"}
 }
 
 // FindBuilds lists the newest patch release of every supported major, oldest major first. It looks into

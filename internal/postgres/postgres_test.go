@@ -308,9 +308,9 @@ func TestRefusals(t *testing.T) {
 		"postgres":          postgres.RenameDatabase(ctx, conn, "postgres", "x"),
 		"zero byte":         postgres.CreateDatabase(ctx, conn, "a\x00b", "neondb_owner"),
 		"superuser's":       postgres.SetDatabaseOwner(ctx, conn, "neondb", "cloud_admin"),
-		"protected setting": postgres.ValidateSettings(map[string]string{"FSYNC": "off"}),
-		"recovery setting":  postgres.ValidateSettings(map[string]string{"recovery_target_xid": "1"}),
-		"no setting":        postgres.ValidateSettings(map[string]string{"work_mem\nfsync": "off"}),
+		"protected setting": postgres.CheckSettings(map[string]string{"FSYNC": "off"}),
+		"recovery setting":  postgres.CheckSettings(map[string]string{"recovery_target_xid": "1"}),
+		"no setting":        postgres.CheckSettings(map[string]string{"work_mem\nfsync": "off"}),
 	} {
 		if !core.IsKind(err, core.KindInvalid) {
 			t.Errorf("%s: err = %v", what, err)
@@ -443,9 +443,9 @@ func TestConfig(t *testing.T) {
 	}
 	// The server reads back what was written, whatever the value; a protected setting stays.
 	odd := `it's a \ "quoted" # value`
-	c := pgtest.NewCluster(t, pgtest.Options{Settings: map[string]string{"bough.odd": odd, "fsync": "off", "Work_Mem": "7MB"}})
+	c := pgtest.NewCluster(t, pgtest.Options{Preload: b.PreloadList(true, nil), Settings: map[string]string{"odd.one": odd, "fsync": "off", "Work_Mem": "7MB"}})
 	conn := c.Conn(t, "")
-	if got := query[string](t, conn, "SELECT current_setting('bough.odd')"); got != odd {
+	if got := query[string](t, conn, "SELECT current_setting('odd.one')"); got != odd {
 		t.Errorf("odd value: %q", got)
 	}
 	if got := query[string](t, conn, "SELECT concat_ws(' ', current_setting('fsync'), current_setting('work_mem'), current_setting('listen_addresses'))"); got != "on 7MB " {
@@ -460,7 +460,7 @@ func TestConfig(t *testing.T) {
 	path := filepath.Join(c.DataDir, "postgresql.conf")
 	before, err := os.Stat(path)
 	must(t, err)
-	settings := postgres.Config(postgres.ConfigOptions{Build: b, PGSettings: map[string]string{"bough.odd": odd, "work_mem": "7MB"}})
+	settings := postgres.Config(postgres.ConfigOptions{Build: b, Preload: b.PreloadList(true, nil), PGSettings: map[string]string{"odd.one": odd, "work_mem": "7MB"}})
 	must(t, postgres.WriteConfig(c.DataDir, settings, pgtest.Cred(t)))
 	if after, err := os.Stat(path); err != nil || !os.SameFile(before, after) {
 		t.Errorf("an identical file was written again (err = %v)", err)

@@ -2,15 +2,11 @@ package postgres
 
 import (
 	"fmt"
-	"maps"
 	"math"
 	"os"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-
-	"github.com/boughdb/bough/internal/core"
 )
 
 // Setting is one line of postgresql.conf, its value unquoted.
@@ -64,28 +60,23 @@ type ConfigOptions struct {
 	Size               SizeSpec
 	MachineMemory      int64             // bytes; 0 means unknown: no cap
 	LogicalReplication bool              // wal_level logical
-	PGSettings         map[string]string // the user's own; see ValidateSettings
+	Preload            []string          // libraries to preload, in this order; see PreloadList
+	Database           string            // where libraries that work in one database do; "" means DefaultDatabase
+	PGSettings         map[string]string // the user's own; see CheckSettings
 }
 
 // Config computes the whole postgresql.conf of a compute, in a stable order. User settings replace computed ones except those
-// that ValidateSettings refuses, which are ignored here.
+// that CheckSettings refuses, which are ignored here.
 func Config(o ConfigOptions) []Setting {
 	size := o.Size.units()
 	maxConns := max(100, min(4000, int(size*419.66)))
 	maxCU := max(o.Size.MaxCU, o.Size.MinCU)
-	memory := int64(size * float64(UnitMemory))
-	if o.MachineMemory > 0 {
-		memory = min(memory, o.MachineMemory)
-	}
+	memory := o.memory()
 	walLevel := "replica"
 	if o.LogicalReplication {
 		walLevel = "logical"
 	}
 	shared := max(16*mib, memory/4)
-	preload := []string{}
-	if o.Build.HasLibrary("pg_stat_statements") {
-		preload = append(preload, "pg_stat_statements")
-	}
 
 	s := []Setting{
 		// From the compute's size.
@@ -137,81 +128,23 @@ func Config(o ConfigOptions) []Setting {
 		// often just before a second change that a prefetcher would read the page for.
 		s = append(s, Setting{"recovery_prefetch", "off"})
 	}
-	if len(preload) > 0 {
-		s = append(s, Setting{"shared_preload_libraries", strings.Join(preload, ",")})
+	if len(o.Preload) > 0 {
+		s = append(s, Setting{"shared_preload_libraries", strings.Join(o.Preload, ",")})
+		s = append(s, librarySettings(o.Preload, o.Database)...)
 	}
-	return mergeUser(s, o.PGSettings, preload)
+	return mergeUser(s, o.PGSettings)
 }
 
-func mergeUser(s []Setting, user map[string]string, preload []string) []Setting {
-	lower := make(map[string]string, len(user)) // setting names do not depend on case
-	for _, name := range slices.Sorted(maps.Keys(user)) {
-		lower[strings.ToLower(name)] = user[name]
+// memory is what settings that cannot change while the server runs may plan with, in bytes.
+func (o ConfigOptions) memory() int64 {
+	memory := int64(o.Size.units() * float64(UnitMemory))
+	if o.MachineMemory > 0 {
+		memory = min(memory, o.MachineMemory)
 	}
-	for _, key := range slices.Sorted(maps.Keys(lower)) {
-		value := lower[key]
-		if !settingName.MatchString(key) || protected(key) || strings.ContainsRune(value, 0) {
-			continue
-		}
-		if key == "shared_preload_libraries" {
-			value = mergeList(preload, value)
-		}
-		if i := slices.IndexFunc(s, func(x Setting) bool { return x.Name == key }); i >= 0 {
-			s[i].Value = value
-		} else {
-			s = append(s, Setting{key, value})
-		}
-	}
-	return s
-}
-
-// mergeList adds the names of a comma-separated list that ours does not hold yet.
-func mergeList(ours []string, theirs string) string {
-	out := slices.Clone(ours)
-	for name := range strings.SplitSeq(theirs, ",") {
-		if name = strings.TrimSpace(name); name != "" && !slices.Contains(out, name) {
-			out = append(out, name)
-		}
-	}
-	return strings.Join(out, ",")
+	return memory
 }
 
 func kb(bytes int64) string { return strconv.FormatInt(bytes/1024, 10) + "kB" }
-
-var settingName = regexp.MustCompile(`^[a-z_][a-z0-9_$]*(\.[a-z_][a-z0-9_$]*)*$`)
-
-// protected tells settings that durability, branching or isolation rest on.
-func protected(name string) bool {
-	switch name {
-	case "fsync", "full_page_writes", "wal_recycle", "recovery_init_sync_method", "huge_pages", "wal_level", "wal_log_hints",
-		"listen_addresses", "port", "unix_socket_directories", "unix_socket_group", "unix_socket_permissions", "bonjour", "ssl",
-		"data_directory", "config_file", "hba_file", "ident_file", "external_pid_file", "cluster_name", "event_source",
-		"log_destination", "logging_collector", "log_directory", "log_filename", "log_file_mode", "lc_messages",
-		"include", "include_dir", "include_if_exists", "dynamic_library_path", "krb_server_keyfile",
-		"extension_control_path", "data_sync_retry", "ignore_checksum_failure", "zero_damaged_pages", "ignore_invalid_pages",
-		"allow_system_table_mods", "allow_in_place_tablespaces", "restart_after_crash", "shared_memory_type", "superuser_reserved_connections",
-		"max_wal_size", "min_wal_size", "promote_trigger_file", "ssl_passphrase_command", "archive_timeout":
-		return true
-	}
-	return recoverySetting(name) || strings.HasPrefix(name, "archive_") || strings.HasPrefix(name, "ssl_") || strings.HasPrefix(name, "debug_")
-}
-
-// ValidateSettings refuses user settings that the platform keeps for itself or that cannot be written down. Whether the
-// server knows a setting is found out when it starts.
-func ValidateSettings(settings map[string]string) error {
-	for _, name := range slices.Sorted(maps.Keys(settings)) {
-		key, value := strings.ToLower(name), settings[name]
-		switch {
-		case len(key) > maxNameBytes || !settingName.MatchString(key):
-			return core.Invalidf("pg_settings: %q is not a setting's name", name)
-		case protected(key):
-			return core.Invalidf("pg_settings: %q is managed by the platform and cannot be set", name)
-		case strings.ContainsRune(value, 0) || len(value) > 1000:
-			return core.Invalidf("pg_settings: the value of %q is too long or holds a zero byte", name)
-		}
-	}
-	return nil
-}
 
 // MachineMemory is the machine's memory in bytes, 0 when the system does not say.
 func MachineMemory() int64 {

@@ -35,6 +35,7 @@ type Config struct {
 	PoolReserve  int64  // bytes to keep free in the pool; 0 chooses
 	DatabaseURL  string // the control database; "" runs an own cluster in the data directory
 	PostgresDirs []string
+	Extensions   string // untrusted extensions that owners of databases may create; see postgres.ParseAllowList
 	ComputeUser  string // OS user of computes, as root; "" chooses
 	TLSCert      string
 	TLSKey       string
@@ -125,6 +126,7 @@ func (l layout) admin() string    { return l.path("admin.json") }
 func (l layout) lock() string     { return l.path("bough.lock") }
 func (l layout) identity() string { return l.path("identity") }
 func (l layout) control() string  { return l.path("control") }
+func (l layout) builds() string   { return l.path("builds") }
 func (l layout) logs() string     { return l.path("log") }
 func (l layout) volumes() string  { return l.path("pool", "volumes") }
 

@@ -124,6 +124,10 @@ func (s *Server) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	extensions, err := postgres.ParseAllowList(s.cfg.Extensions)
+	if err != nil {
+		return err
+	}
 	if s.driver, err = local.New(cred, s.log); err != nil {
 		return err
 	}
@@ -179,7 +183,8 @@ func (s *Server) start(ctx context.Context) error {
 	}
 	s.control = control.New(control.Options{
 		Store: s.store, Queue: queue, Computes: computes, Driver: s.driver, Volumes: pool, WAL: history.NewDirs(s.layout.path("wal"), uid, gid),
-		Builds: builds, Sealer: sealer, Init: postgres.InitOptions{Cred: cred}, DataDir: s.layout.dir, RunDir: s.layout.runDir(),
+		Builds: builds, Inspector: postgres.NewInspector(s.layout.builds(), cred),
+		Overlays: postgres.NewOverlays(s.layout.builds(), extensions, cred, s.log), Sealer: sealer, Init: postgres.InitOptions{Cred: cred}, DataDir: s.layout.dir, RunDir: s.layout.runDir(),
 		Reconcile: control.ReconcileOptions{
 			Every: s.cfg.ReconcileEvery, Patience: s.cfg.ReconcilePatience, LogDir: s.layout.logs(),
 			Checks: []func(context.Context) []control.Finding{s.checks},

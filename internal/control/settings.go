@@ -1,0 +1,182 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+
+	"github.com/boughdb/bough/internal/compute"
+	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/ops"
+	"github.com/boughdb/bough/internal/postgres"
+	"github.com/boughdb/bough/internal/store"
+)
+
+// preloadSettings are a project's settings.preload_libraries.
+type preloadSettings struct {
+	UseDefaults *bool    `json:"use_defaults"` // nil: yes
+	Libraries   []string `json:"enabled_libraries"`
+}
+
+// preloadOf reads them from a project's settings.
+func preloadOf(settings json.RawMessage) preloadSettings {
+	var p struct {
+		Preload preloadSettings `json:"preload_libraries"`
+	}
+	_ = json.Unmarshal(settings, &p) // checked when it was stored
+	return p.Preload
+}
+
+// list is what computes of a build preload.
+func (p preloadSettings) list(b postgres.Build) []string {
+	return b.PreloadList(p.UseDefaults == nil || *p.UseDefaults, p.Libraries)
+}
+
+// checkSettings refuses settings with which a compute of a project would not do what they say, or not start. The build's own
+// program is asked; with it goes a look at the template's control file, so the template is made if there is none.
+func (s *Service) checkSettings(ctx context.Context, project core.Project, minCU, maxCU float64, settings map[string]string) error {
+	if len(settings) == 0 {
+		return nil
+	}
+	if err := postgres.CheckSettings(settings); err != nil {
+		return err
+	}
+	build, err := s.build(project.PGVersion)
+	if err != nil {
+		return err
+	}
+	if err := s.ensureTemplate(ctx, build); err != nil {
+		return err
+	}
+	return s.Inspector.Check(ctx, s.Computes.Config(compute.Spec{
+		Build: build, Size: postgres.SizeSpec{MinCU: minCU, MaxCU: maxCU}, Preload: preloadOf(project.Settings).list(build), PGSettings: settings,
+	}), s.Volumes.Path(templateRef(build.Major).Volume))
+}
+
+// settingsChange is what a change of an endpoint's settings asks of its running compute.
+type settingsChange struct {
+	keys    []string // the settings that differ
+	restart bool
+}
+
+// changeOf compares settings. What only extensions know is asked of the running compute; where nobody can tell, a restart is
+// right.
+func (s *Service) changeOf(ctx context.Context, project core.Project, endpointID string, before, after map[string]string) (settingsChange, error) {
+	c := settingsChange{keys: postgres.ChangedSettings(before, after)}
+	if len(c.keys) == 0 {
+		return c, nil
+	}
+	build, err := s.build(project.PGVersion)
+	if err != nil {
+		return c, err
+	}
+	var unknown []string
+	if c.restart, unknown, err = s.Inspector.NeedsRestart(ctx, build, c.keys); err != nil || c.restart || len(unknown) == 0 {
+		return c, err
+	}
+	c.restart = true
+	conn, err := s.Computes.Conn(ctx, endpointID, postgres.AdminDatabase)
+	if err != nil {
+		return c, nil //nolint:nilerr // it does not run: nothing to reload or restart
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	if restart, err := postgres.NeedsRestart(ctx, conn, unknown); err == nil {
+		c.restart = restart
+	}
+	return c, nil
+}
+
+// reload is the work of an apply_config that brings new settings to a running compute.
+func (s *Service) reload(ctx context.Context, b core.Branch, endpointID string) (ops.Commit, error) {
+	e, err := s.Store.AnyEndpoint(ctx, endpointID)
+	if core.IsKind(err, core.KindNotFound) || (err == nil && e.Deleting) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	spec, err := s.spec(ctx, b, e.ID, e)
+	if err != nil {
+		return nil, err
+	}
+	return nil, s.Computes.Reload(ctx, spec)
+}
+
+// restartProject queues a restart of every running compute of a project, whose row q has locked. The branches to kick are
+// returned.
+func (s *Service) restartProject(ctx context.Context, q store.Q, c core.Caller, projectID string) ([]core.Operation, []string, error) {
+	branches, err := q.ProjectBranches(ctx, projectID)
+	if err != nil {
+		return nil, nil, err
+	}
+	var queued []core.Operation
+	var kick []string
+	for _, b := range branches {
+		if b.Deleting {
+			continue
+		}
+		if _, err := q.LockBranch(ctx, projectID, b.ID); err != nil {
+			return nil, nil, err
+		}
+		endpoints, err := q.BranchEndpoints(ctx, b.ID)
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, e := range endpoints {
+			if e.Deleting || wants(e) != core.EndpointActive {
+				continue
+			}
+			if _, err := q.SetEndpointPending(ctx, e.ID, core.EndpointActive); err != nil {
+				return nil, nil, err
+			}
+			made, err := s.Queue.Enqueue(ctx, q,
+				newOperation(c, projectID, b.ID, e.ID, core.ActionSuspendCompute),
+				newOperation(c, projectID, b.ID, e.ID, core.ActionStartCompute))
+			if err != nil {
+				return nil, nil, err
+			}
+			queued, kick = append(queued, made...), append(kick, b.ID)
+		}
+	}
+	return queued, kick, nil
+}
+
+// PreloadLibraries lists what the computes of a project can preload.
+func (s *Service) PreloadLibraries(ctx context.Context, c core.Caller, projectID string) ([]PreloadLibrary, error) {
+	project, err := s.project(ctx, c, projectID)
+	if err != nil {
+		return nil, err
+	}
+	build, err := s.build(project.PGVersion)
+	if err != nil {
+		return nil, err
+	}
+	return build.Libraries(), nil
+}
+
+// checkPreload refuses libraries that sent settings name and the build does not have.
+func checkPreload(sent json.RawMessage, b postgres.Build) error {
+	return b.CheckLibraries(preloadOf(sent).Libraries)
+}
+
+// libraryDatabase is where libraries that work in one database do: the oldest of a branch.
+func (s *Service) libraryDatabase(ctx context.Context, branchID string, preload []string) (string, error) {
+	if !slices.Contains(preload, "pg_cron") && !slices.Contains(preload, "pg_partman_bgw") {
+		return "", nil
+	}
+	list, err := s.Store.Databases(ctx, branchID)
+	if err != nil || len(list) == 0 {
+		return "", err
+	}
+	oldest := list[0]
+	for _, d := range list {
+		if d.ID < oldest.ID {
+			oldest = d
+		}
+	}
+	return oldest.Name, nil
+}
+
+func ownLibraries() error {
+	return notBuilt("endpoint.settings.preload_libraries (the project's settings.preload_libraries works)")
+}
