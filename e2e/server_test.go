@@ -314,9 +314,11 @@ func (s *server) leftovers() []string {
 			left = append(left, "sockets in "+path)
 		}
 	}
-	groups, _ := filepath.Glob("/sys/fs/cgroup/*/bough/" + hex.EncodeToString(sum[:4]))
-	for _, path := range groups {
-		left = append(left, "control group "+path)
+	for _, pattern := range []string{"/sys/fs/cgroup/bough/", "/sys/fs/cgroup/*/bough/"} {
+		groups, _ := filepath.Glob(pattern + hex.EncodeToString(sum[:4]))
+		for _, path := range groups {
+			left = append(left, "control group "+path)
+		}
 	}
 	return left
 }
