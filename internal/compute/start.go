@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,15 +33,59 @@ func (m *Manager) start(ctx context.Context, u *unit, persist func(context.Conte
 	args := []string{"unix_socket_directories=" + quoteListItem(sockDir), "cluster_name=" + u.id}
 	if spec.Promote {
 		// No dependence on the parent's max_connections, and the moment from which promotion is heard shows in the lock file.
-		args = append(args, "hot_standby=off", "restore_command=", "primary_conninfo=")
+		first := append(slices.Clone(args), "hot_standby=off", "restore_command=", "primary_conninfo=")
+		if !postgres.MayHaveSubscriptions(spec.DataDir) {
+			args = first
+		} else if err := m.detach(ctx, u, append(first, postgres.NoLogicalWorkers), persist); err != nil {
+			return Ready{}, m.explain(ctx, err, logFile, logOffset)
+		}
 	}
+	proc, conn, group, err := m.boot(ctx, u, args, persist)
+	if err != nil {
+		return Ready{}, m.explain(ctx, err, logFile, logOffset)
+	}
+	m.log.Info("compute ready", "endpoint", u.id, "pid", proc.Handle().PID, "took", time.Since(began).Round(time.Millisecond))
+	return m.adopt(u, proc, conn, group, false), nil
+}
+
+// detach runs a copy's first server, which acts on no subscription, for as long as it takes to part the copy from those of
+// its parent. Nobody is told of that server, and it has ended when detach returns.
+func (m *Manager) detach(ctx context.Context, u *unit, args []string, persist func(context.Context, Handle) error) error {
+	proc, conn, _, err := m.boot(ctx, u, args, persist)
+	if err != nil {
+		return err
+	}
+	n, err := postgres.DetachSubscriptions(ctx, conn)
+	closeConn(ctx, conn)
+	if err != nil {
+		m.abandon(ctx, u.spec, proc, m.socketDir(u.id))
+		return core.Wrap(err, "compute.detach", "")
+	}
+	if n > 0 {
+		m.log.Info("the subscriptions of the parent are disabled in its copy", "endpoint", u.id, "subscriptions", n)
+	}
+	endCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.opts.FastTimeout+2*m.opts.QuitTimeout)
+	defer cancel()
+	if err = m.end(endCtx, proc, StopFast); err == nil {
+		err = m.clear(endCtx, u.id, u.spec.DataDir, m.socketDir(u.id))
+	}
+	proc.Release()
+	return core.Wrap(err, "compute.detach", "")
+}
+
+// boot starts a server in its control group and returns it with a session once it is ready; nothing of it runs when it fails.
+func (m *Manager) boot(ctx context.Context, u *unit, args []string, persist func(context.Context, Handle) error) (
+	Process, *pgx.Conn, *cgroup.Group, error,
+) {
+	const op = "compute.boot"
+	spec, sockDir := u.spec, m.socketDir(u.id)
 	group := m.group(spec)
 	proc, err := m.opts.Driver.Start(ctx, Launch{
-		EndpointID: u.id, Build: spec.Build, DataDir: spec.DataDir, SocketDir: sockDir, LogFile: logFile, Args: args, Group: group,
+		EndpointID: u.id, Build: spec.Build, DataDir: spec.DataDir, SocketDir: sockDir, LogFile: m.logFile(u.id), Args: args, Group: group,
 	})
 	if err != nil {
 		m.ungroup(ctx, u.id)
-		return Ready{}, core.Wrap(err, op, "")
+		return nil, nil, nil, core.Wrap(err, op, "")
 	}
 
 	// The handle is made durable while the server boots; nobody is told of the server before both are done.
@@ -59,10 +104,9 @@ func (m *Manager) start(ctx context.Context, u *unit, persist func(context.Conte
 	}
 	if err != nil {
 		m.abandon(ctx, spec, proc, sockDir)
-		return Ready{}, m.explain(ctx, err, logFile, logOffset)
+		return nil, nil, nil, err
 	}
-	m.log.Info("compute ready", "endpoint", u.id, "pid", proc.Handle().PID, "took", time.Since(began).Round(time.Millisecond))
-	return m.adopt(u, proc, conn, group, false), nil
+	return proc, conn, group, nil
 }
 
 // prepare leaves the data directory and the socket folder ready for a server.
@@ -96,6 +140,14 @@ func (m *Manager) attach(ctx context.Context, u *unit, h Handle) (Ready, error) 
 	}
 	logFile := m.logFile(u.id)
 	conn, err := m.waitReady(ctx, spec, proc)
+	if err == nil && spec.Promote {
+		// The server of a first start that was cut off before it could end: the next try is another one.
+		if held, heldErr := postgres.LogicalWorkersHeld(ctx, conn); heldErr != nil || held {
+			closeConn(ctx, conn)
+			m.abandon(ctx, spec, proc, h.SocketDir)
+			return Ready{}, core.NotFoundf("the compute was not ready for use yet")
+		}
+	}
 	if err != nil {
 		if m.ctx.Err() != nil { // this server is going away, not the compute
 			proc.Release()

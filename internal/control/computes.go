@@ -75,6 +75,7 @@ func (s *Service) spec(ctx context.Context, b core.Branch, computeID string, e c
 		EndpointID: computeID, Build: build, DataDir: s.Volumes.Path(b.VolumeID), WALDir: s.WAL.Path(b.ID, b.Incarnation),
 		Size: postgres.SizeSpec{MinCU: defaultCU, MaxCU: defaultCU}, Promote: b.Promote, IdleTimeout: -1,
 		Preload: preload, Database: database,
+		LogicalReplication: logicalReplication(project.Settings),
 	}
 	if e.ID != "" {
 		spec.Size = sizeSpec(e)
@@ -220,6 +221,9 @@ func (s *Service) down(ctx context.Context, b core.Branch, computeID string) (op
 		if err == nil {
 			catalog = &c
 		}
+		if err := postgres.EndReplication(ctx, conn); err != nil {
+			s.log.Warn("cannot end the replication sessions of a compute that stops", "endpoint_id", computeID, "error", err)
+		}
 		_ = conn.Close(context.WithoutCancel(ctx))
 	}
 	s.catalogs.forget(ctx, computeID)
@@ -247,6 +251,10 @@ func (s *Service) down(ctx context.Context, b core.Branch, computeID string) (op
 // trim gives back the disk that a sleeping branch's WAL does not need. After a crash all of it is needed.
 func (s *Service) trim(ctx context.Context, r history.Ref) {
 	info, err := readControl(s.Volumes.Path(r.Volume))
+	if err == nil && info.Clean {
+		// What a slot needs is kept like what recovery needs; if that is not known, so is everything.
+		info.Slots, err = postgres.OldestSlot(s.Volumes.Path(r.Volume))
+	}
 	if err == nil && info.Clean {
 		err = history.Trim(ctx, s.WAL.Path(r.Branch, r.Incarnation), info)
 	}

@@ -55,7 +55,7 @@ func TestSettings(t *testing.T) {
 		`{"maintenance_window":{}}`:            "needs weekdays",
 		`{"allowed_ips":{"ips":["10.0.0.1"]}}`: "settings.allowed_ips is not built",
 		`{"hipaa":true}`:                       "settings.hipaa is not built",
-		`{"enable_logical_replication":true}`:  "is not built",
+		`{"enable_logical_replication":true}`:  "",
 		`{"quota":{"logical_size_bytes":1}}`:   "settings.quota is not built",
 		`{"quota":{"logical_size_bytes":-1}}`:  "must not be negative",
 		`{"hipaa":"yes"}`:                      "hipaa must not be a string",
@@ -70,6 +70,24 @@ func TestSettings(t *testing.T) {
 		} else if err == nil || !strings.Contains(core.UserMessage(err), want) {
 			t.Errorf("%s: %v, want %q", sent, err, want)
 		}
+	}
+}
+
+func TestLogicalReplicationStaysOn(t *testing.T) {
+	on, err := mergeSettings(json.RawMessage(defaultSettings), json.RawMessage(`{"enable_logical_replication":true}`))
+	if err != nil || !logicalReplication(on) || logicalReplication(json.RawMessage(defaultSettings)) || logicalReplication(nil) {
+		t.Fatalf("%s, %v", on, err)
+	}
+	for _, sent := range []string{`{}`, `{"hipaa":false}`, `{"enable_logical_replication":null}`, `{"enable_logical_replication":true}`} {
+		if still, err := mergeSettings(on, json.RawMessage(sent)); err != nil || !logicalReplication(still) {
+			t.Errorf("%s: %s, %v", sent, still, err)
+		}
+	}
+	if _, err := mergeSettings(on, json.RawMessage(`{"enable_logical_replication":false}`)); !core.IsKind(err, core.KindUnprocessable) {
+		t.Errorf("turned off: %v", err)
+	}
+	if _, err := mergeSettings(json.RawMessage(defaultSettings), json.RawMessage(`{"enable_logical_replication":false}`)); err != nil {
+		t.Errorf("off stays off: %v", err)
 	}
 }
 

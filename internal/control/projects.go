@@ -250,6 +250,7 @@ func (s *Service) UpdateProject(ctx context.Context, c core.Caller, id string, p
 		kick       []string
 	)
 	err = s.Store.Tx(ctx, func(q store.Q) error {
+		operations, kick = nil, nil
 		project, err := q.LockProject(ctx, id)
 		if err != nil {
 			return err
@@ -272,7 +273,7 @@ func (s *Service) UpdateProject(ctx context.Context, c core.Caller, id string, p
 			}
 		}
 		if p.Settings != nil {
-			before := preloadOf(project.Settings).list(build)
+			before, logical := preloadOf(project.Settings).list(build), logicalReplication(project.Settings)
 			if project.Settings, err = mergeSettings(project.Settings, p.Settings); err != nil {
 				return err
 			}
@@ -281,7 +282,8 @@ func (s *Service) UpdateProject(ctx context.Context, c core.Caller, id string, p
 					return err
 				}
 			}
-			if buildErr == nil && !slices.Equal(before, preloadOf(project.Settings).list(build)) {
+			if logical != logicalReplication(project.Settings) ||
+				buildErr == nil && !slices.Equal(before, preloadOf(project.Settings).list(build)) {
 				if operations, kick, err = s.restartProject(ctx, q, c, id); err != nil {
 					return err
 				}

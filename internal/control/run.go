@@ -168,14 +168,16 @@ func (s *Service) createBranch(ctx context.Context, b core.Branch) (ops.Commit, 
 	if err := s.checkData(parent); err != nil {
 		return nil, err
 	}
-	var src history.Source
+	var (
+		src     history.Source
+		primary *postgres.Source
+	)
 	id, up, err := s.running(ctx, parent.ID)
 	if err != nil {
 		return nil, err
 	}
 	if up {
-		primary, err := s.source(ctx, id)
-		if err != nil {
+		if primary, err = s.source(ctx, id); err != nil {
 			return nil, err
 		}
 		defer primary.Close(ctx)
@@ -184,6 +186,16 @@ func (s *Service) createBranch(ctx context.Context, b core.Branch) (ops.Commit, 
 	res, err := s.fork(ctx, ref(parent), ref(b), src)
 	if err != nil {
 		return nil, err
+	}
+	if primary != nil {
+		// Without the note the first start takes longer, nothing else.
+		never, err := primary.NeverSubscribed(ctx)
+		if err == nil && never {
+			err = postgres.NoteNoSubscriptions(s.Volumes.Path(b.VolumeID))
+		}
+		if err != nil {
+			s.log.Warn("cannot note that a branch has no subscriptions", "branch_id", b.ID, "error", err)
+		}
 	}
 	return func(ctx context.Context, q store.Q) error { return q.BranchReady(ctx, b.ID, res.LSN, &res.Time, true) }, nil
 }

@@ -115,7 +115,9 @@ func (s *Service) restartProject(ctx context.Context, q store.Q, c core.Caller, 
 		if b.Deleting {
 			continue
 		}
-		if _, err := q.LockBranch(ctx, projectID, b.ID); err != nil {
+		if _, err := q.LockBranch(ctx, projectID, b.ID); core.IsKind(err, core.KindNotFound) {
+			continue // deleted meanwhile
+		} else if err != nil {
 			return nil, nil, err
 		}
 		endpoints, err := q.BranchEndpoints(ctx, b.ID)

@@ -147,21 +147,19 @@ type unbuiltSettings struct {
 		IPs           []string `json:"ips"`
 		ProtectedOnly bool     `json:"protected_branches_only"`
 	} `json:"allowed_ips"`
-	LogicalReplication bool   `json:"enable_logical_replication"`
-	BlockPublic        bool   `json:"block_public_connections"`
-	BlockVPC           bool   `json:"block_vpc_connections"`
-	HIPAA              bool   `json:"hipaa"`
-	AuditLogLevel      string `json:"audit_log_level"`
+	BlockPublic   bool   `json:"block_public_connections"`
+	BlockVPC      bool   `json:"block_vpc_connections"`
+	HIPAA         bool   `json:"hipaa"`
+	AuditLogLevel string `json:"audit_log_level"`
 }
 
 func (u unbuiltSettings) check() error {
 	asks := map[string]bool{
-		"settings.allowed_ips":                len(u.IPs.IPs) > 0,
-		"settings.enable_logical_replication": u.LogicalReplication,
-		"settings.block_public_connections":   u.BlockPublic,
-		"settings.block_vpc_connections":      u.BlockVPC,
-		"settings.hipaa":                      u.HIPAA,
-		"settings.audit_log_level":            u.AuditLogLevel != "",
+		"settings.allowed_ips":              len(u.IPs.IPs) > 0,
+		"settings.block_public_connections": u.BlockPublic,
+		"settings.block_vpc_connections":    u.BlockVPC,
+		"settings.hipaa":                    u.HIPAA,
+		"settings.audit_log_level":          u.AuditLogLevel != "",
 	}
 	for name, v := range u.Quota {
 		if v < 0 {
@@ -228,11 +226,16 @@ func mergeSettings(cur, sent json.RawMessage) (json.RawMessage, error) {
 	}
 	var asked struct {
 		unbuiltSettings
-		Window  *maintenanceWindow `json:"maintenance_window"`
-		Preload preloadSettings    `json:"preload_libraries"`
+		LogicalReplication bool               `json:"enable_logical_replication"`
+		Window             *maintenanceWindow `json:"maintenance_window"`
+		Preload            preloadSettings    `json:"preload_libraries"`
 	}
 	if err := json.Unmarshal(out, &asked); err != nil {
 		return nil, core.Invalidf("settings: %s", jsonProblem(err))
+	}
+	if logicalReplication(cur) && !asked.LogicalReplication {
+		return nil, core.Errorf(core.KindUnprocessable, "LOGICAL_REPLICATION_ENABLED",
+			"settings.enable_logical_replication cannot be turned off again, because replication slots need it; send true or leave it out")
 	}
 	if err := asked.check(); err != nil {
 		return nil, err
@@ -243,6 +246,14 @@ func mergeSettings(cur, sent json.RawMessage) (json.RawMessage, error) {
 		}
 	}
 	return out, nil
+}
+
+// logicalReplication tells whether a project's settings turn logical replication on.
+func logicalReplication(settings json.RawMessage) bool {
+	var s struct {
+		On bool `json:"enable_logical_replication"`
+	}
+	return json.Unmarshal(settings, &s) == nil && s.On
 }
 
 func jsonProblem(err error) string {

@@ -34,6 +34,7 @@ type ControlInfo struct {
 	RecoveryTimeline uint32   // minimum recovery timeline; ahead of Timeline just after a promotion, 0 when there is none
 	SegmentSize      uint64   // bytes
 	Clean            bool     // shut down as a primary, nothing to replay
+	Slots            core.LSN // the oldest WAL that a replication slot needs, 0 when none needs any; only Trim asks
 }
 
 // timeline is the one that the cluster's own recovery would follow.

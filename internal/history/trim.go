@@ -16,9 +16,10 @@ import (
 // holeAlign is a multiple of every page and block size in use.
 const holeAlign = 64 << 10
 
-// Trim gives back the disk that a sleeping branch's WAL does not need: the segments before the last checkpoint, those made
-// ahead, and inside the segment that stays everything but its first page and the checkpoint's. The cluster must be stopped,
-// and cleanly (KindPrecondition otherwise). What another branch shares is not touched.
+// Trim gives back the disk that a sleeping branch's WAL does not need: the segments before the last checkpoint and before
+// what replication slots still need, those made ahead, and inside the first segment that stays everything before that but
+// its first page. The cluster must be stopped, and cleanly (KindPrecondition otherwise). What another branch shares is not
+// touched.
 func Trim(ctx context.Context, walDir string, control ControlInfo) error {
 	const op = "history.trim"
 	if !control.Clean {
@@ -43,9 +44,17 @@ func Trim(ctx context.Context, walDir string, control ControlInfo) error {
 	if err != nil {
 		return wrap(err, op)
 	}
+	from := control.Redo
+	if control.Slots != 0 {
+		from = min(from, control.Slots)
+	}
 	for _, e := range entries {
-		if _, _, ok := core.ParseWALFileName(e.Name(), control.SegmentSize); !ok || slices.Contains(keep, e.Name()) {
+		_, seg, ok := core.ParseWALFileName(e.Name(), control.SegmentSize)
+		if !ok || slices.Contains(keep, e.Name()) {
 			continue
+		}
+		if seg >= from.Segment(control.SegmentSize) && seg < control.Redo.Segment(control.SegmentSize) {
+			continue // a slot's
 		}
 		if err := removeFile(filepath.Join(walDir, e.Name())); err != nil {
 			return wrap(err, op)
@@ -60,12 +69,15 @@ func Trim(ctx context.Context, walDir string, control ControlInfo) error {
 	if err := punch(last, (used+holeAlign-1)/holeAlign*holeAlign, size); err != nil {
 		return wrap(err, op)
 	}
+	if from.Segment(control.SegmentSize) != control.Redo.Segment(control.SegmentSize) {
+		return nil
+	}
 	// The past of a segment that someone else shares belongs to them, too.
 	first := filepath.Join(walDir, keep[0])
 	if shared, err := isShared(first); err != nil || shared {
 		return wrap(err, op)
 	}
-	return wrap(punch(first, holeAlign, int64(uint64(control.Redo)%control.SegmentSize)/holeAlign*holeAlign), op)
+	return wrap(punch(first, holeAlign, int64(uint64(from)%control.SegmentSize)/holeAlign*holeAlign), op)
 }
 
 // punch makes the bytes [from, to) of a file a hole, where the file system can.

@@ -90,6 +90,8 @@ func Config(o ConfigOptions) []Setting {
 		{"wal_level", walLevel},
 		{"max_wal_senders", "10"},
 		{"max_replication_slots", "10"},
+		// A forgotten slot keeps WAL for its consumer: this much, then it is lost (wal_status of pg_replication_slots).
+		{"max_slot_wal_keep_size", "4GB"},
 		{"superuser_reserved_connections", "7"},
 		{"idle_in_transaction_session_timeout", "5min"},
 		{"client_connection_check_interval", "60s"},

@@ -179,6 +179,9 @@ func (s *Server) negotiate(ctx context.Context, c *clientConn) (*handshake, erro
 		err = s.authCleartext(ctx, c, hs)
 	} else {
 		hs.pooled = r.pooled
+		if err := st.checkReplication(r.pooled); err != nil {
+			return nil, err
+		}
 		err = s.authSCRAM(ctx, c, hs, r.endpointID)
 	}
 	if err != nil {
@@ -383,6 +386,9 @@ func (s *Server) authCleartext(ctx context.Context, c *clientConn, hs *handshake
 		return missing // the text must not show what may be a part of a password
 	}
 	hs.pooled = r.pooled
+	if err := hs.checkReplication(r.pooled); err != nil {
+		return err
+	}
 	if hs.target, err = s.admit(ctx, c, r.endpointID); err != nil {
 		return err
 	}

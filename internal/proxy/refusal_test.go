@@ -32,12 +32,16 @@ func TestRefusals(t *testing.T) {
 		"not an id either": {d, "localhost", "x", "sslmode=require options='endpoint=Ep!'", "28000", `"Ep!"`, "endpoint"},
 		"disagreement": {d, host, "x", "sslmode=require options='endpoint=ep-other-1'", "28000",
 			`endpoint "` + testEndpoint + `" and the options ask for endpoint "ep-other-1"`, "Use one of them"},
-		"two options":         {d, "localhost", "x", "sslmode=require options='endpoint=ep-a endpoint=ep-a'", "28000", "which endpoint", "options=endpoint%3D"},
-		"no endpoint":         {d, "localhost", "x", "sslmode=require", "28000", "which endpoint", "options=endpoint%3D"},
-		"unknown by password": {d, "localhost", "endpoint=ep-no-such-1;x", "sslmode=require", "28000", `"ep-no-such-1"`, ""},
-		"no TLS":              {d, host, testPassword, "sslmode=disable", "28000", "sslmode=require", ""},
-		"disabled":            {disabled, host, testPassword, "sslmode=require", "55000", "disabled", "Enable"},
-		"address":             {elsewhere, host, testPassword, "sslmode=require", "28000", "127.0.0.1", ""},
+		"two options":          {d, "localhost", "x", "sslmode=require options='endpoint=ep-a endpoint=ep-a'", "28000", "which endpoint", "options=endpoint%3D"},
+		"no endpoint":          {d, "localhost", "x", "sslmode=require", "28000", "which endpoint", "options=endpoint%3D"},
+		"unknown by password":  {d, "localhost", "endpoint=ep-no-such-1;x", "sslmode=require", "28000", `"ep-no-such-1"`, ""},
+		"no TLS":               {d, host, testPassword, "sslmode=disable", "28000", "sslmode=require", ""},
+		"disabled":             {disabled, host, testPassword, "sslmode=require", "55000", "disabled", "Enable"},
+		"physical replication": {d, host, testPassword, "sslmode=require replication=true", "0A000", "physical replication", "replication=database"},
+		"pooled replication":   {d, testEndpoint + "-pooler." + testDomain, testPassword, "sslmode=require replication=database", "0A000", "pooled", "-pooler"},
+		"replication by password": {d, "localhost", "endpoint=" + testEndpoint + "-pooler;" + testPassword, "sslmode=require replication=database",
+			"0A000", "pooled", "-pooler"},
+		"address": {elsewhere, host, testPassword, "sslmode=require", "28000", "127.0.0.1", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := refusal(t, tc.d.configFor(t, tc.host, testRole, tc.password, tc.params))

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 )
 
@@ -127,6 +128,26 @@ func parseStartup(p startupPacket) (*startup, error) {
 		}
 	}
 	return st, nil
+}
+
+// checkReplication refuses replication that an endpoint does not give; see walsender in PostgreSQL's documentation of the
+// parameter "replication". Logical replication goes through, to the compute's own host name. A session of it could still
+// ask for a BASE_BACKUP: it would get no more than a copy of the role's own cluster.
+func (st *startup) checkReplication(pooled bool) error {
+	value := st.params["replication"]
+	switch {
+	case slices.Contains([]string{"", "false", "off", "no", "0"}, strings.ToLower(value)):
+		return nil
+	case pooled:
+		f := fatalf(codeUnsupported, "pooled connections cannot replicate")
+		f.hint = "Connect to the endpoint's own host name, without " + poolerSuffix + "."
+		return f
+	case value != "database": // as PostgreSQL compares it
+		f := fatalf(codeUnsupported, "physical replication is not available: replication=%s", clip(value, 20))
+		f.hint = "Use logical replication (replication=database); for a copy of the data make a branch or a read_only endpoint."
+		return f
+	}
+	return nil
 }
 
 func cutString(b []byte) (string, []byte, error) {
