@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -493,6 +494,91 @@ func TestPromote(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A copy of a subscriber starts without acting on a subscription: nobody who asks its publisher's name is ever answered.
+func TestPromoteDetachesSubscriptions(t *testing.T) {
+	var publisher net.ListenConfig
+	ln, err := publisher.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	calls := make(chan struct{}, 1000)
+	var accepting sync.WaitGroup
+	accepting.Go(func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			calls <- struct{}{}
+			_ = conn.Close()
+		}
+	})
+	t.Cleanup(func() { _ = ln.Close(); accepting.Wait() })
+
+	r := newRig(t)
+	r.start(t)
+	r.exec(t, "CREATE SUBSCRIPTION s CONNECTION 'host=127.0.0.1 port="+itoa(ln.Addr().(*net.TCPAddr).Port)+
+		" dbname=x' PUBLICATION p WITH (connect = false, slot_name = 'slot')")
+	r.exec(t, "ALTER SUBSCRIPTION s ENABLE")
+	wait(t, calls, "call of the subscriber itself")
+	if err := r.manager.Stop(t.Context(), endpoint, compute.StopKill); err != nil {
+		t.Fatal(err)
+	}
+	if err := postgres.CleanChild(r.spec.DataDir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(r.spec.DataDir, "standby.signal"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for len(calls) > 0 {
+		<-calls
+	}
+	r.spec.Promote = true
+	before := r.starts
+	ready := r.start(t)
+	if r.starts != before+2 || r.servers(t) != 1 || r.handle.PID != ready.PID {
+		t.Errorf("%d handles were persisted, %d servers run, the last handle is %d of %d", r.starts-before, r.servers(t), r.handle.PID, ready.PID)
+	}
+	conn, err := r.manager.Conn(t.Context(), endpoint, "neondb")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	var workers string
+	var detached bool
+	if err := conn.QueryRow(t.Context(), "SELECT current_setting('max_logical_replication_workers'), (SELECT NOT subenabled AND subslotname IS NULL FROM pg_subscription)").
+		Scan(&workers, &detached); err != nil || workers == "0" || !detached {
+		t.Errorf("%s workers, detached %v, %v", workers, detached, err)
+	}
+	if n := len(calls); n != 0 {
+		t.Errorf("the copy called the publisher %d times", n)
+	}
+}
+
+// TestAttachEndsAHeldFirstStart: the server that was to part a copy from its subscriptions is not taken for a ready one.
+func TestAttachEndsAHeldFirstStart(t *testing.T) {
+	r := newRig(t)
+	r.start(t)
+	if err := r.manager.Stop(t.Context(), endpoint, compute.StopFast); err != nil {
+		t.Fatal(err)
+	}
+	sockets := filepath.Join(r.dir, "run", endpoint)
+	p, err := r.driver.Start(t.Context(), compute.Launch{
+		EndpointID: endpoint, Build: r.spec.Build, DataDir: r.spec.DataDir, SocketDir: sockets, LogFile: filepath.Join(r.dir, "held.log"),
+		Args: []string{"unix_socket_directories=" + sockets, postgres.NoLogicalWorkers},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Release()
+	r.spec.Promote = true
+	alive, err := r.manager.Attach(t.Context(), r.spec, p.Handle())
+	if alive || err != nil || r.servers(t) != 0 {
+		t.Errorf("alive %v, %v, %d servers", alive, err, r.servers(t))
+	}
+	r.start(t)
 }
 
 // An observer may stop the compute from inside its callback.

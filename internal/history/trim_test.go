@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/postgres"
 	"github.com/boughdb/bough/internal/storage"
 )
 
@@ -153,5 +154,57 @@ func TestReadLineage(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(dir, "00000004.history"), []byte("nonsense\n"), 0o600))
 	if _, err := readLineage(dir, 4, 16<<20); err == nil {
 		t.Error("a damaged history file was accepted")
+	}
+}
+
+// TestTrimKeepsWhatSlotsNeed: everything from a slot's restart_lsn on can still be read, and what is before goes.
+func TestTrimKeepsWhatSlotsNeed(t *testing.T) {
+	r := newRig(t, storage.BackendCopy, "")
+	s := r.start(t, "p")
+	s.exec(t, "CREATE TABLE public.t (n int, pad text)")
+	fill := func() {
+		t.Helper()
+		s.exec(t, "INSERT INTO public.t SELECT g, repeat('x', 900) FROM generate_series(1, 60000) g")
+		s.exec(t, "CHECKPOINT")
+	}
+	fill()
+	s.exec(t, "SELECT pg_create_physical_replication_slot('far', true)")
+	fill()
+	s.exec(t, "SELECT pg_create_physical_replication_slot('near', true)")
+	trim := func() ControlInfo {
+		t.Helper()
+		s.stop(t)
+		control := r.control(t, "p")
+		var err error
+		control.Slots, err = postgres.OldestSlot(r.pool.Path("p"))
+		must(t, err)
+		for range 2 {
+			must(t, Trim(t.Context(), r.wal("p"), control))
+		}
+		if control.Slots != 0 {
+			chain, err := readLineage(r.wal("p"), control.timeline(), control.SegmentSize)
+			must(t, err)
+			if end, err := findEnd(t.Context(), chain, control.Slots); err != nil || end <= control.Checkpoint {
+				t.Errorf("from the slot's %s WAL can be read to %s only, %v; the checkpoint is at %s", control.Slots, end, err, control.Checkpoint)
+			}
+		}
+		return control
+	}
+	for _, slot := range []string{"far", "near"} {
+		control := trim()
+		have := segments(t, r.wal("p"))
+		if want := int(control.Checkpoint.Segment(control.SegmentSize) - control.Slots.Segment(control.SegmentSize) + 1); len(have) != want {
+			t.Errorf("%d segments are kept for the slot %s, want %d", len(have), slot, want)
+		}
+		s = r.start(t, "p")
+		if lost := s.text(t, "SELECT coalesce(string_agg(slot_name, ' '), '') FROM pg_replication_slots WHERE wal_status = 'lost'"); lost != "" {
+			t.Errorf("slots lost: %s", lost)
+		}
+		s.exec(t, "SELECT pg_drop_replication_slot('"+slot+"')")
+	}
+	s.exec(t, "CHECKPOINT")
+	trim()
+	if use := diskUse(t, r.wal("p")); use > 2<<20 {
+		t.Errorf("%d bytes of WAL are kept for nobody", use)
 	}
 }
