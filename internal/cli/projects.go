@@ -50,6 +50,9 @@ func (a *app) projectFields(p *sdk.Project) fields {
 	if !p.StorePasswords {
 		f.add("Passwords", "not stored")
 	}
+	if p.Settings != nil && p.Settings.EnableLogicalReplication != nil && *p.Settings.EnableLogicalReplication {
+		f.add("Logical replication", "on")
+	}
 	f.add("Created", a.when(p.CreatedAt))
 	return f
 }
@@ -84,7 +87,7 @@ func (a *app) projectsCreate() *cobra.Command {
 		name, org, region, database, role, branch string
 		pg                                        int
 		retention                                 string
-		noPasswords                               bool
+		noPasswords, logical                      bool
 		compute                                   computeFlags
 	}
 	c := &cobra.Command{Use: "create [name] [flags]", Short: "Make a project with a default branch, role, database and compute",
@@ -100,6 +103,7 @@ func (a *app) projectsCreate() *cobra.Command {
 	f.StringVar(&p.database, "database", "", "name of the first database (default: neondb)")
 	f.StringVar(&p.role, "role", "", "name of the first role (default: the database with _owner)")
 	f.StringVar(&p.retention, "history-retention", "", "how long history is kept, such as 24h or 7d")
+	f.BoolVar(&p.logical, "logical-replication", false, logicalHelp)
 	f.BoolVar(&p.noPasswords, "no-store-passwords", false, "do not keep role passwords, so that they cannot be shown again")
 	p.compute.add(c)
 	return a.verb(a.waitFlag(c), cobra.MaximumNArgs(1), func(ctx context.Context, args []string) error {
@@ -113,6 +117,9 @@ func (a *app) projectsCreate() *cobra.Command {
 		}
 		if p.noPasswords {
 			req.StorePasswords = new(false)
+		}
+		if p.logical {
+			req.Settings = &sdk.ProjectSettings{EnableLogicalReplication: &p.logical}
 		}
 		if req.HistoryRetentionSeconds, err = seconds("--history-retention", p.retention); err != nil {
 			return err
@@ -155,6 +162,8 @@ func (a *app) projectsCreate() *cobra.Command {
 	})
 }
 
+const logicalHelp = "let the project publish by logical replication (wal_level=logical); cannot be taken back"
+
 // refresh reads a branch and endpoints again once their operations have ended, so that what is shown is how they are now.
 func (a *app) refresh(ctx context.Context, cl *sdk.Client, b *sdk.Branch, endpoints []sdk.Endpoint) error {
 	if a.noWait {
@@ -179,12 +188,15 @@ func (a *app) refresh(ctx context.Context, cl *sdk.Client, b *sdk.Branch, endpoi
 
 func (a *app) projectsUpdate() *cobra.Command {
 	var name, retention string
+	var logical bool
 	var compute computeFlags
 	c := &cobra.Command{Use: "update [project] [flags]", Short: "Rename a project or change its settings",
-		Long:    "Change a project. --cu and --suspend-timeout are for computes made from now on.",
-		Example: "  bough projects update brisk-ember-81697531 --name shop\n  bough projects update shop --history-retention 7d"}
+		Long: "Change a project. --cu and --suspend-timeout are for computes made from now on.",
+		Example: "  bough projects update brisk-ember-81697531 --name shop\n  bough projects update shop --history-retention 7d\n" +
+			"  bough projects update shop --logical-replication"}
 	c.Flags().StringVar(&name, "name", "", "new name")
 	c.Flags().StringVar(&retention, "history-retention", "", "how long history is kept, such as 24h or 7d")
+	c.Flags().BoolVar(&logical, "logical-replication", false, logicalHelp+"; restarts running computes")
 	compute.add(c)
 	return a.verb(a.waitFlag(a.projectFlag(c)), cobra.MaximumNArgs(1), func(ctx context.Context, args []string) error {
 		a.firstIsProject(args)
@@ -201,8 +213,11 @@ func (a *app) projectsUpdate() *cobra.Command {
 			u.DefaultEndpointSettings = &sdk.DefaultEndpointSettings{AutoscalingLimitMinCU: low, AutoscalingLimitMaxCU: high,
 				SuspendTimeoutSeconds: suspend}
 		}
+		if c.Flags().Changed("logical-replication") { // false is for the server to refuse
+			u.Settings = &sdk.ProjectSettings{EnableLogicalReplication: &logical}
+		}
 		if u == (sdk.ProjectUpdate{}) {
-			return usagef("nothing to change: give --name, --history-retention, --cu or --suspend-timeout")
+			return usagef("nothing to change: give --name, --history-retention, --logical-replication, --cu or --suspend-timeout")
 		}
 		cl, id, err := a.project(ctx)
 		if err != nil {
