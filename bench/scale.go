@@ -14,8 +14,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/boughdb/bough/api"
 	"github.com/boughdb/bough/internal/postgres"
 	"github.com/boughdb/bough/sdk"
@@ -127,7 +125,7 @@ func (b *bench) memory(ctx context.Context, fleet []*target, before int64) ([]ro
 		ours.add(u)
 	}
 	n := len(fleet)
-	stock := &plain{b: b, dir: filepath.Join(b.dir, "stock"), socket: filepath.Join(b.dir, "stock.sock")}
+	stock := &plain{b: b, dir: filepath.Join(b.dir, "stock"), socket: filepath.Join(b.dir, "stock.sock"), stock: true}
 	if err := errors.Join(
 		postgres.OwnedDir(stock.socket, b.cred),
 		postgres.InitDB(ctx, b.build, postgres.InitOptions{DataDir: stock.dir, Cred: b.cred}),
@@ -138,16 +136,9 @@ func (b *bench) memory(ctx context.Context, fleet []*target, before int64) ([]ro
 	if err := stock.start(ctx); err != nil {
 		return nil, err
 	}
-	conn, err := pgx.Connect(ctx, stock.uri(postgres.AdminRole, postgres.AdminDatabase))
-	if err != nil {
-		return nil, errors.Join(err, stock.stop())
-	}
-	err = conn.Close(ctx)
 	var plainUse usage
-	if err == nil {
-		if err = sleep(ctx, 5*time.Second); err == nil {
-			plainUse, err = serverUsage(stock.dir)
-		}
+	if err = sleep(ctx, 5*time.Second); err == nil {
+		plainUse, err = serverUsage(stock.dir)
 	}
 	if err = errors.Join(err, stock.stop()); err != nil {
 		return nil, err

@@ -231,6 +231,7 @@ type plain struct {
 	b      *bench
 	dir    string
 	socket string
+	stock  bool // has neither our role nor our database
 	cmd    *exec.Cmd
 }
 
@@ -279,7 +280,11 @@ func (p *plain) firstRow(ctx context.Context) error {
 	if _, err := os.Stat(filepath.Join(p.socket, postgres.SocketName)); errors.Is(err, fs.ErrNotExist) {
 		return err // not even worth a try
 	}
-	conn, err := pgx.Connect(ctx, p.uri(postgres.DefaultOwner, postgres.DefaultDatabase))
+	uri := p.uri(postgres.DefaultOwner, postgres.DefaultDatabase)
+	if p.stock {
+		uri = p.uri(postgres.AdminRole, postgres.AdminDatabase)
+	}
+	conn, err := pgx.Connect(ctx, uri)
 	if err != nil {
 		return err
 	}

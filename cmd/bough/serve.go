@@ -63,6 +63,7 @@ func serverFlags(f *pflag.FlagSet, c *service.Config) {
 	f.DurationVar(&c.Handshake, "handshake-timeout", 15*time.Second, "how long a Postgres client may take to authenticate")
 	f.DurationVar(&c.ReconcileEvery, "reconcile-every", 30*time.Second, "how often what should be is compared with what is; see bough doctor")
 	f.DurationVar(&c.ReconcilePatience, "reconcile-patience", time.Minute, "how long a difference must last before it is repaired")
+	f.IntVar(&c.MaxStarts, "concurrent-starts", 0, "computes that start at once, others queue; 0 means two for each core")
 	f.BoolVar(&c.AllowPlain, "allow-plaintext", false, "let clients on this machine connect without TLS")
 	f.BoolVar(&c.StopComputes, "stop-computes", false, "on Ctrl-C or SIGTERM stop the computes and the control database too")
 	f.StringVar(&c.LogFormat, "log-format", "text", "text or json")

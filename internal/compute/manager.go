@@ -33,6 +33,7 @@ type Spec struct {
 	Promote            bool          // DataDir is a fresh copy with standby.signal: end its recovery on a new timeline
 	IdleTimeout        time.Duration // < 0: never idle; 0: core.DefaultSuspendTimeout
 	LogicalReplication bool
+	Background         bool // no client waits for it: in the start queue it lets clients pass
 }
 
 // Ready is a compute that answers and is not in recovery.
@@ -82,6 +83,7 @@ type Options struct {
 	Groups    *cgroup.Tree  // nil: the sizes of computes are not enforced
 	Ungrouped string        // why, when Groups is nil
 	MaxPoll   time.Duration // upper bound of the poll interval; default 5 s
+	MaxStarts int           // starts at once; default two for each core
 }
 
 type phase int
@@ -112,8 +114,9 @@ type unit struct {
 	group  *cgroup.Group // nil: none; set before the unit runs
 	load   load          // autoscaling's
 
-	stopErr error     // of a stop, likewise
-	conn    *pgx.Conn // of the start to the monitor; theirs alone
+	stopErr error    // of a stop, likewise
+	session *session // set before the phase is running
+	ticket  *ticket  // of a start that goes through the queue; may be nil
 }
 
 // Manager runs the computes of one server. It is ready to use once made; Close ends it and leaves the computes running.
@@ -123,6 +126,7 @@ type Manager struct {
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
+	queue  *startQueue
 
 	grown, shrunk atomic.Int64 // changes by autoscaling
 
@@ -148,7 +152,7 @@ func NewManager(ctx context.Context, o Options) *Manager {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	m := &Manager{opts: o, log: o.Log, ctx: ctx, cancel: cancel, units: map[string]*unit{}}
+	m := &Manager{opts: o, log: o.Log, ctx: ctx, cancel: cancel, units: map[string]*unit{}, queue: newStartQueue(o.MaxStarts)}
 	if o.Groups != nil {
 		m.wg.Go(m.autoscale)
 	}
@@ -267,7 +271,7 @@ func (m *Manager) launch(caller context.Context, spec Spec, begin func(context.C
 		if err == nil { // Stop came just too late to cut the start off
 			u.err = errStopped
 			m.mu.Unlock()
-			closeConn(ctx, u.conn)
+			u.session.close(ctx)
 			m.finish(u, StopFast)
 			return
 		}

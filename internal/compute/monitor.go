@@ -17,8 +17,8 @@ const (
 
 // monitor watches a running compute until it ends, is stopped, or the Manager closes. ctx ends with the latter two.
 func (m *Manager) monitor(ctx context.Context, u *unit) {
-	w := watch{m: m, u: u, conn: u.conn, lastActive: time.Now()}
-	defer func() { closeConn(ctx, w.conn) }()
+	w := watch{m: m, u: u, lastActive: time.Now()}
+	defer u.session.close(ctx)
 	timer := time.NewTimer(m.interval(u))
 	defer timer.Stop()
 	for {
@@ -89,7 +89,6 @@ func (m *Manager) exited(u *unit) {
 type watch struct {
 	m          *Manager
 	u          *unit
-	conn       *pgx.Conn // nil when the last look failed
 	lastActive time.Time
 	sessions   int64 // postgres.Activity.Sessions of the last look
 	seen       bool  // sessions is valid
@@ -101,8 +100,7 @@ func (w *watch) poll(ctx context.Context) {
 	m, id := w.m, w.u.id
 	a, err := w.look(ctx)
 	if err != nil {
-		closeConn(ctx, w.conn)
-		w.conn, w.seen = nil, false
+		w.seen = false
 		w.lastActive = time.Now()
 		if ctx.Err() == nil && !w.failing {
 			m.log.Warn("compute cannot be looked at", "endpoint", id, "error", err)
@@ -134,12 +132,10 @@ func (w *watch) poll(ctx context.Context) {
 func (w *watch) look(ctx context.Context) (postgres.Activity, error) {
 	ctx, cancel := context.WithTimeout(ctx, pollTimeout)
 	defer cancel()
-	if w.conn == nil || w.conn.IsClosed() {
-		conn, err := postgres.Connect(ctx, w.u.ready.SocketDir, postgres.AdminDatabase)
-		if err != nil {
-			return postgres.Activity{}, err
-		}
-		w.conn = conn
-	}
-	return postgres.ReadActivity(ctx, w.conn)
+	var a postgres.Activity
+	err := w.u.session.do(ctx, w.u.ready.SocketDir, func(conn *pgx.Conn) (err error) {
+		a, err = postgres.ReadActivity(ctx, conn)
+		return err
+	})
+	return a, err
 }

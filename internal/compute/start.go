@@ -24,6 +24,16 @@ const cleanupTimeout = 30 * time.Second
 func (m *Manager) start(ctx context.Context, u *unit, persist func(context.Context, Handle) error) (Ready, error) {
 	const op = "compute.start"
 	spec, sockDir, logFile := u.spec, m.socketDir(u.id), m.logFile(u.id)
+	asked := time.Now()
+	leave, err := m.queue.enter(ctx, spec.Background, func(t *ticket) {
+		m.mu.Lock()
+		u.ticket = t
+		m.mu.Unlock()
+	})
+	if err != nil {
+		return Ready{}, m.explain(ctx, err, logFile, fileSize(logFile))
+	}
+	defer leave()
 	began := time.Now()
 
 	if err := m.prepare(ctx, spec, sockDir); err != nil {
@@ -44,7 +54,8 @@ func (m *Manager) start(ctx context.Context, u *unit, persist func(context.Conte
 	if err != nil {
 		return Ready{}, m.explain(ctx, err, logFile, logOffset)
 	}
-	m.log.Info("compute ready", "endpoint", u.id, "pid", proc.Handle().PID, "took", time.Since(began).Round(time.Millisecond))
+	m.log.Info("compute ready", "endpoint", u.id, "pid", proc.Handle().PID, "queued", began.Sub(asked).Round(time.Millisecond),
+		"took", time.Since(began).Round(time.Millisecond))
 	return m.adopt(u, proc, conn, group, false), nil
 }
 
@@ -169,7 +180,7 @@ func (m *Manager) attach(ctx context.Context, u *unit, h Handle) (Ready, error) 
 func (m *Manager) adopt(u *unit, proc Process, conn *pgx.Conn, group *cgroup.Group, attached bool) Ready {
 	h := proc.Handle()
 	m.mu.Lock()
-	u.proc, u.group = proc, group
+	u.proc, u.group, u.session = proc, group, newSession(conn)
 	limits := u.limits
 	m.mu.Unlock()
 	m.apply(u, m.firstSize(limits, group, attached))
@@ -181,7 +192,6 @@ func (m *Manager) adopt(u *unit, proc Process, conn *pgx.Conn, group *cgroup.Gro
 	if note := m.note(limits, group != nil); note != "" && m.opts.Groups != nil {
 		m.log.Info("compute is not as large as its limits", "endpoint", u.id, "note", note)
 	}
-	u.conn = conn
 	return Ready{
 		SocketDir: h.SocketDir, SocketPath: filepath.Join(h.SocketDir, postgres.SocketName),
 		StartedAt: h.StartedAt, PID: h.PID,

@@ -89,7 +89,7 @@ func (s *Service) CreateBranch(ctx context.Context, c core.Caller, projectID str
 			}
 			return busy(projectID)
 		}
-		branch.Setup = parent.Setup
+		branch.Setup, branch.LogicalSize = parent.Setup, parent.LogicalSize
 		if out.Branch, err = q.InsertBranch(ctx, branch); err != nil {
 			return err
 		}
@@ -155,11 +155,8 @@ func (s *Service) headLSN(ctx context.Context, b core.Branch) (core.LSN, error) 
 	if id, ok, err := s.running(ctx, b.ID); err != nil {
 		return 0, err
 	} else if ok {
-		if src, err := s.source(ctx, id); err == nil {
-			defer src.Close(ctx)
-			if lsn, _, err := src.FlushLSN(ctx); err == nil {
-				return lsn, nil
-			}
+		if lsn, _, err := (&origin{s: s, id: id}).FlushLSN(ctx); err == nil {
+			return lsn, nil
 		}
 		// It stopped in between: what it left says where it ended.
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/boughdb/bough/internal/core"
 	"github.com/boughdb/bough/internal/postgres"
 	"github.com/boughdb/bough/internal/store"
@@ -54,24 +56,27 @@ func (s *Service) refreshCatalog(ctx context.Context, b core.Branch) error {
 	if err != nil || !ok {
 		return err
 	}
-	conn, err := s.Computes.Conn(ctx, id, postgres.AdminDatabase)
-	if err != nil {
-		return nil // it stopped in between, and its copy was refreshed at that
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
 	last, err := s.Store.LastOperation(ctx, b.ID)
 	if err != nil {
 		return err
 	}
-	print, err := postgres.Fingerprint(ctx, conn)
-	if err != nil {
+	var print string
+	var catalog *postgres.Catalog
+	err = s.Computes.Do(ctx, id, func(conn *pgx.Conn) (err error) {
+		if print, err = postgres.Fingerprint(ctx, conn); err != nil {
+			return err
+		}
+		if seen, ok := s.seen.Load(b.ID); ok && seen == print {
+			return nil
+		}
+		c, err := postgres.ReadCatalog(ctx, conn)
+		catalog = &c
 		return err
+	})
+	if _, up := s.Computes.Lookup(id); err != nil && !up {
+		return nil // it stopped in between, and its copy was refreshed at that
 	}
-	if seen, ok := s.seen.Load(b.ID); ok && seen == print {
-		return nil
-	}
-	catalog, err := postgres.ReadCatalog(ctx, conn)
-	if err != nil {
+	if err != nil || catalog == nil {
 		return err
 	}
 	stored := false
@@ -83,7 +88,7 @@ func (s *Service) refreshCatalog(ctx context.Context, b core.Branch) error {
 		if now, err := q.LastOperation(ctx, b.ID); err != nil || now != last {
 			return err
 		}
-		stored, err = storeCatalog(ctx, q, b.ID, catalog, "")
+		stored, err = storeCatalog(ctx, q, b.ID, *catalog, "")
 		return err
 	})
 	if err == nil && stored {

@@ -18,18 +18,56 @@ import (
 	"github.com/boughdb/bough/internal/store"
 )
 
-// source opens a running compute as the origin of a copy.
-func (s *Service) source(ctx context.Context, computeID string) (*postgres.Source, error) {
-	conn, err := s.Computes.Conn(ctx, computeID, postgres.AdminDatabase)
+// origin is a running compute as the origin of a copy; it implements history.Source. Only a backup needs a session of its
+// own.
+type origin struct {
+	s      *Service
+	id     string
+	backup *postgres.Source
+}
+
+func (o *origin) FlushLSN(ctx context.Context) (lsn core.LSN, timeline uint32, err error) {
+	if o.backup != nil {
+		return o.backup.FlushLSN(ctx)
+	}
+	err = o.s.Computes.Do(ctx, o.id, func(conn *pgx.Conn) (err error) {
+		lsn, timeline, err = postgres.NewSource(conn, 0).FlushLSN(ctx)
+		return err
+	})
+	return lsn, timeline, err
+}
+
+func (o *origin) StartBackup(ctx context.Context, label string) (core.LSN, error) {
+	conn, err := o.s.Computes.Conn(ctx, o.id, postgres.AdminDatabase)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	var version int
 	if err := conn.QueryRow(ctx, "SELECT current_setting('server_version_num')::int").Scan(&version); err != nil {
 		_ = conn.Close(context.WithoutCancel(ctx))
-		return nil, core.Wrap(err, "control.source", "")
+		return 0, core.Wrap(err, "control.origin", "")
 	}
-	return postgres.NewSource(conn, version/10000), nil
+	o.backup = postgres.NewSource(conn, version/10000)
+	return o.backup.StartBackup(ctx, label)
+}
+
+func (o *origin) StopBackup(ctx context.Context) (label, tablespaceMap []byte, err error) {
+	return o.backup.StopBackup(ctx)
+}
+
+// NeverSubscribed is postgres.Source's.
+func (o *origin) NeverSubscribed(ctx context.Context) (never bool, err error) {
+	err = o.s.Computes.Do(ctx, o.id, func(conn *pgx.Conn) (err error) {
+		never, err = postgres.NewSource(conn, 0).NeverSubscribed(ctx)
+		return err
+	})
+	return never, err
+}
+
+func (o *origin) close(ctx context.Context) {
+	if o.backup != nil {
+		o.backup.Close(ctx)
+	}
 }
 
 // running finds the compute that runs on a branch's own volume.
@@ -113,22 +151,18 @@ func (s *Service) up(ctx context.Context, b core.Branch, spec compute.Spec) (com
 			return ready, nil, nil
 		}
 	}
-	conn, err := s.Computes.Conn(ctx, spec.EndpointID, postgres.AdminDatabase)
-	if err != nil {
-		return ready, nil, err
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
 	if len(b.Setup) > 0 {
+		conn, err := s.Computes.Conn(ctx, spec.EndpointID, postgres.AdminDatabase)
+		if err != nil {
+			return ready, nil, err
+		}
+		defer conn.Close(context.WithoutCancel(ctx))
 		if err := s.applySetup(ctx, conn, b); err != nil {
 			return ready, nil, err
 		}
 		s.readiness.tell(spec.EndpointID)
 	}
-	catalog, err := postgres.ReadCatalog(ctx, conn)
-	if err != nil {
-		return ready, nil, err
-	}
-	size, err := postgres.LogicalSize(ctx, conn)
+	catalog, size, err := s.look(ctx, spec.EndpointID, b.LogicalSize)
 	if err != nil {
 		return ready, nil, err
 	}
@@ -166,6 +200,22 @@ func (s *Service) applySetup(ctx context.Context, conn *pgx.Conn, b core.Branch)
 	return postgres.SetRoleVerifier(ctx, conn, want.Role, role.Verifier)
 }
 
+// look reads a running compute's roles, databases and logical size in bytes; a size that is known is not read again.
+func (s *Service) look(ctx context.Context, computeID string, known *int64) (c postgres.Catalog, size int64, err error) {
+	err = s.Computes.Do(ctx, computeID, func(conn *pgx.Conn) (err error) {
+		if c, err = postgres.ReadCatalog(ctx, conn); err != nil {
+			return err
+		}
+		if known != nil {
+			size = *known
+			return nil
+		}
+		size, err = postgres.LogicalSize(ctx, conn)
+		return err
+	})
+	return c, size, err
+}
+
 func (s *Service) startCompute(ctx context.Context, b core.Branch, op core.Operation) (ops.Commit, error) {
 	e, err := s.Store.AnyEndpoint(ctx, op.EndpointID)
 	if core.IsKind(err, core.KindNotFound) || (err == nil && (e.Deleting || b.Deleting)) {
@@ -185,6 +235,7 @@ func (s *Service) startCompute(ctx context.Context, b core.Branch, op core.Opera
 	if err != nil {
 		return nil, err
 	}
+	spec.Background = string(op.Params) != "{}" && !s.readiness.awaited(e.ID) // restarts say why; nobody asked for them
 	// What interrupted work left running on the volume makes room.
 	if err := s.Computes.Stop(ctx, b.ID, compute.StopFast); err != nil {
 		return nil, err
@@ -213,20 +264,14 @@ func (s *Service) down(ctx context.Context, b core.Branch, computeID string) (op
 	if err != nil {
 		return nil, err
 	}
-	if conn, err := s.Computes.Conn(ctx, computeID, postgres.AdminDatabase); err == nil {
-		c, err := postgres.ReadCatalog(ctx, conn)
-		if err == nil {
-			size, err = postgres.LogicalSize(ctx, conn)
-		}
-		if err == nil {
-			catalog = &c
-		}
-		if err := postgres.EndReplication(ctx, conn); err != nil {
+	if c, n, err := s.look(ctx, computeID, nil); err == nil {
+		catalog, size = &c, n
+	}
+	if _, up := s.Computes.Lookup(computeID); up {
+		if err := s.Computes.Do(ctx, computeID, func(conn *pgx.Conn) error { return postgres.EndReplication(ctx, conn) }); err != nil {
 			s.log.Warn("cannot end the replication sessions of a compute that stops", "endpoint_id", computeID, "error", err)
 		}
-		_ = conn.Close(context.WithoutCancel(ctx))
 	}
-	s.catalogs.forget(ctx, computeID)
 	if err := s.Computes.Stop(ctx, computeID, compute.StopFast); err != nil {
 		return nil, err
 	}
@@ -305,12 +350,11 @@ func (s *Service) usedAgain(ctx context.Context, endpointID string) bool {
 	if err != nil || e.Deleting {
 		return false
 	}
-	conn, err := s.Computes.Conn(ctx, endpointID, postgres.AdminDatabase)
-	if err != nil {
-		return false
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	a, err := postgres.ReadActivity(ctx, conn)
+	var a postgres.Activity
+	err = s.Computes.Do(ctx, endpointID, func(conn *pgx.Conn) (err error) {
+		a, err = postgres.ReadActivity(ctx, conn)
+		return err
+	})
 	limit, sleeps := e.IdleTimeout()
 	return err == nil && (!sleeps || a.Active || time.Since(a.LastActive) < limit)
 }

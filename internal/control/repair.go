@@ -258,7 +258,6 @@ func (s *Service) stopUnknown(ctx context.Context, u compute.Unit) error {
 	} else if pending, err := s.Store.PendingOperations(ctx, branch); err != nil || len(pending) > 0 {
 		return errors.Join(err, errBusy)
 	}
-	s.catalogs.forget(ctx, u.EndpointID)
 	if err := s.Computes.Stop(ctx, u.EndpointID, compute.StopFast); err != nil {
 		return err
 	}

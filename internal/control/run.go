@@ -155,8 +155,8 @@ func (s *Service) createBranch(ctx context.Context, b core.Branch) (ops.Commit, 
 	if b.ParentID == "" {
 		return nil, core.Errorf(core.KindGone, "", "the parent branch was deleted meanwhile")
 	}
-	// The parent neither starts, stops nor goes away while it is copied.
-	unlock, err := s.locks.lock(ctx, b.ParentID)
+	// The parent neither starts, stops nor goes away while it is copied; other copies may be made of it meanwhile.
+	unlock, err := s.locks.share(ctx, b.ParentID)
 	if err != nil {
 		return nil, err
 	}
@@ -170,17 +170,15 @@ func (s *Service) createBranch(ctx context.Context, b core.Branch) (ops.Commit, 
 	}
 	var (
 		src     history.Source
-		primary *postgres.Source
+		primary *origin
 	)
 	id, up, err := s.running(ctx, parent.ID)
 	if err != nil {
 		return nil, err
 	}
 	if up {
-		if primary, err = s.source(ctx, id); err != nil {
-			return nil, err
-		}
-		defer primary.Close(ctx)
+		primary = &origin{s: s, id: id}
+		defer primary.close(ctx)
 		src = primary
 	}
 	res, err := s.fork(ctx, ref(parent), ref(b), src)
@@ -212,7 +210,6 @@ func (s *Service) deleteTimeline(ctx context.Context, b core.Branch) (ops.Commit
 		ids = append(ids, e.ID)
 	}
 	for _, id := range ids {
-		s.catalogs.forget(ctx, id)
 		if err := s.Computes.Stop(ctx, id, compute.StopImmediate); err != nil {
 			return nil, err
 		}

@@ -79,10 +79,9 @@ type Service struct {
 
 	waking    singleflight.Group // by endpoint
 	readiness readiness
-	locks     keyedLocks // by branch: who uses or changes its volume
+	locks     keyedLocks // by branch: who changes its volume, or copies it
 	templates keyedLocks // by major
 	crashes   crashLog
-	catalogs  catalogSessions
 	seen      sync.Map // compute id → catalog fingerprint that the control database has
 	full      fullFlag
 	drafts    sync.Map // templates that are being made
@@ -222,62 +221,4 @@ func hostOnly(addr string) string {
 		return h
 	}
 	return addr
-}
-
-// keyedLocks is one lock for each key, freed when nobody holds or awaits it.
-type keyedLocks struct {
-	mu   sync.Mutex
-	held map[string]*keyedLock
-}
-
-type keyedLock struct {
-	users int
-	ch    chan struct{} // holds one token while nobody has the lock
-}
-
-// lock waits for a key's lock; unlock must be called unless there is an error.
-func (k *keyedLocks) lock(ctx context.Context, key string) (unlock func(), err error) {
-	k.mu.Lock()
-	if k.held == nil {
-		k.held = map[string]*keyedLock{}
-	}
-	l := k.held[key]
-	if l == nil {
-		l = &keyedLock{ch: make(chan struct{}, 1)}
-		l.ch <- struct{}{}
-		k.held[key] = l
-	}
-	l.users++
-	k.mu.Unlock()
-	select {
-	case <-l.ch:
-		return func() { l.ch <- struct{}{}; k.leave(key, l) }, nil
-	case <-ctx.Done():
-		k.leave(key, l)
-		return nil, ctx.Err()
-	}
-}
-
-// tryLock is lock for who has something else to do when somebody holds or awaits it.
-func (k *keyedLocks) tryLock(key string) (unlock func(), ok bool) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.held[key] != nil {
-		return nil, false
-	}
-	if k.held == nil {
-		k.held = map[string]*keyedLock{}
-	}
-	l := &keyedLock{ch: make(chan struct{}, 1), users: 1} // without its token: held
-	k.held[key] = l
-	return func() { l.ch <- struct{}{}; k.leave(key, l) }, true
-}
-
-// leave forgets a lock that nobody uses any more.
-func (k *keyedLocks) leave(key string, l *keyedLock) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if l.users--; l.users == 0 {
-		delete(k.held, key)
-	}
 }

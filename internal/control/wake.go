@@ -38,7 +38,11 @@ func (d Door) Endpoint(ctx context.Context, id string) (e core.Endpoint, running
 // none. fresh asks the catalog of a running compute instead of its copy; it never wakes one.
 func (d Door) Verifier(ctx context.Context, endpointID, role string, fresh bool) (verifier string, found bool, err error) {
 	if fresh {
-		if verifier, err := d.s.catalogs.verifier(ctx, d.s.Computes, endpointID, role); err == nil {
+		err := d.s.Computes.Do(ctx, endpointID, func(conn *pgx.Conn) (err error) {
+			verifier, err = postgres.ReadVerifier(ctx, conn, role)
+			return err
+		})
+		if err == nil {
 			return verifier, verifier != "", nil
 		}
 		// It stopped in between: the copy was refreshed at that.
@@ -52,47 +56,6 @@ func (d Door) Verifier(ctx context.Context, endpointID, role string, fresh bool)
 		return "", false, nil
 	}
 	return r.Verifier, err == nil, err
-}
-
-// catalogSessions keeps one session to each running compute, for the question that every new connection asks.
-type catalogSessions struct {
-	locks keyedLocks
-	conns sync.Map // endpoint id → *pgx.Conn
-}
-
-// verifier reads a role's verifier, "" when it has none or may not log in now.
-func (c *catalogSessions) verifier(ctx context.Context, computes *compute.Manager, endpointID, role string) (string, error) {
-	unlock, err := c.locks.lock(ctx, endpointID)
-	if err != nil {
-		return "", err
-	}
-	defer unlock()
-	for {
-		kept, reused := c.conns.Load(endpointID)
-		var conn *pgx.Conn
-		if reused {
-			conn = kept.(*pgx.Conn)
-		} else if conn, err = computes.Conn(ctx, endpointID, postgres.AdminDatabase); err != nil {
-			return "", err
-		}
-		verifier, err := postgres.ReadVerifier(ctx, conn, role)
-		if err == nil {
-			c.conns.Store(endpointID, conn)
-			return verifier, nil
-		}
-		c.conns.Delete(endpointID)
-		_ = conn.Close(context.WithoutCancel(ctx))
-		if !reused {
-			return "", err
-		}
-	}
-}
-
-// forget closes the session to a compute that stops.
-func (c *catalogSessions) forget(ctx context.Context, endpointID string) {
-	if conn, ok := c.conns.LoadAndDelete(endpointID); ok {
-		_ = conn.(*pgx.Conn).Close(context.WithoutCancel(ctx))
-	}
 }
 
 // Wake returns the path of the compute's socket, starting the compute when it sleeps. Concurrent calls share one start. The
@@ -128,6 +91,7 @@ func (s *Service) wake(ctx context.Context, endpointID string) (compute.Ready, e
 			return r, nil
 		}
 		ready, forget := s.readiness.await(endpointID)
+		s.Computes.Hurry(endpointID) // a start that nobody waited for until now
 		err := s.awaitWake(ctx, endpointID, ready)
 		forget()
 		if err != nil {
@@ -178,6 +142,13 @@ func (r *readiness) await(endpointID string) (ready <-chan struct{}, forget func
 			delete(r.waiting, endpointID)
 		}
 	}
+}
+
+// awaited tells whether a client waits for the compute.
+func (r *readiness) awaited(endpointID string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.waiting[endpointID] != nil
 }
 
 // tell closes the channel of who waits, if somebody does.

@@ -24,6 +24,9 @@ type SizeSpec struct {
 const (
 	mib = int64(1) << 20
 	gib = int64(1) << 30
+
+	// smallCU is the size up to which a compute gets the least of what PostgreSQL touches whether it is used or not.
+	smallCU = 0.25
 )
 
 // UnitMemory is the memory of one compute unit, in bytes.
@@ -77,12 +80,17 @@ func Config(o ConfigOptions) []Setting {
 		walLevel = "logical"
 	}
 	shared := max(16*mib, memory/4)
+	if size <= smallCU {
+		shared = max(16*mib, memory/8)
+	}
 
 	s := []Setting{
 		// From the compute's size.
 		{"max_connections", strconv.Itoa(maxConns)},
 		{"max_worker_processes", strconv.Itoa(12 + int(math.Floor(2*maxCU)))},
 		{"shared_buffers", kb(shared)},
+		// PostgreSQL clears all of it at every start; its own choice of 1/32 would be most of a small compute's memory.
+		{"wal_buffers", kb(min(max(shared/128, mib), 16*mib))},
 		{"effective_cache_size", kb(max(64*mib, memory*3/4))},
 		{"maintenance_work_mem", kb(max(64*mib, min(gib, memory/32)))},
 
@@ -130,9 +138,15 @@ func Config(o ConfigOptions) []Setting {
 		// often just before a second change that a prefetcher would read the page for.
 		s = append(s, Setting{"recovery_prefetch", "off"})
 	}
+	if size < 1 {
+		s = append(s, Setting{"jit", "off"}) // LLVM alone takes more than such a compute should
+	}
 	if len(o.Preload) > 0 {
 		s = append(s, Setting{"shared_preload_libraries", strings.Join(o.Preload, ",")})
 		s = append(s, librarySettings(o.Preload, o.Database)...)
+		if size <= smallCU && slices.Contains(o.Preload, "pg_stat_statements") {
+			s = append(s, Setting{"pg_stat_statements.max", "1000"})
+		}
 	}
 	return mergeUser(s, o.PGSettings)
 }

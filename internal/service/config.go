@@ -47,6 +47,7 @@ type Config struct {
 	Handshake    time.Duration // limit of a client's handshake
 	// How often what should be is compared with what is, and how long a difference must last before it is repaired.
 	ReconcileEvery, ReconcilePatience time.Duration
+	MaxStarts                         int // computes that start at once; 0 chooses
 }
 
 // DefaultDataDir is where a server keeps its data: /var/lib/bough as root, else $XDG_DATA_HOME/bough.
@@ -93,6 +94,9 @@ func (c *Config) check() error {
 	case cgroupsAuto, cgroupsOff:
 	default:
 		return core.Invalidf("--cgroups must be auto or off")
+	}
+	if c.MaxStarts < 0 {
+		return core.Invalidf("--concurrent-starts must not be negative")
 	}
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		return core.Invalidf("--tls-cert and --tls-key go together")

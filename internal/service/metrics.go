@@ -105,6 +105,7 @@ var (
 	driftDesc    = prometheus.NewDesc("bough_drift", "Differences between what should be and what is, seen by the last look and the one before; see bough doctor.", []string{"kind"}, nil)
 	sizeDesc     = prometheus.NewDesc("bough_compute_size_cu", "Size of a running compute, in compute units.", []string{"endpoint"}, nil)
 	scaledDesc   = prometheus.NewDesc("bough_autoscale_total", "Changes of computes' sizes by their load.", []string{"direction"}, nil)
+	queuedDesc   = prometheus.NewDesc("bough_compute_starts_queued", "Starts of computes that wait for their turn.", nil, nil)
 	freeDesc     = prometheus.NewDesc("bough_storage_free_bytes", "Free space.", []string{"place"}, nil)
 )
 
@@ -117,6 +118,7 @@ func (c *lookCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- runningDesc
 	ch <- sizeDesc
 	ch <- scaledDesc
+	ch <- queuedDesc
 	ch <- freeDesc
 	ch <- driftDesc
 }
@@ -136,6 +138,7 @@ func (c *lookCollector) Collect(ch chan<- prometheus.Metric) {
 	up, down := c.computes.Autoscaled()
 	ch <- prometheus.MustNewConstMetric(scaledDesc, prometheus.CounterValue, float64(up), "up")
 	ch <- prometheus.MustNewConstMetric(scaledDesc, prometheus.CounterValue, float64(down), "down")
+	ch <- prometheus.MustNewConstMetric(queuedDesc, prometheus.GaugeValue, float64(c.computes.Queued()))
 	if states, err := c.endpoints(ctx); err == nil {
 		for state, n := range states {
 			ch <- prometheus.MustNewConstMetric(computesDesc, prometheus.GaugeValue, float64(n), state)

@@ -174,7 +174,7 @@ func (s *Server) start(ctx context.Context) error {
 	background := context.WithoutCancel(ctx)
 	computes := compute.NewManager(background, compute.Options{
 		Driver: s.driver, RunDir: s.layout.runDir(), LogDir: s.layout.logs(), Cred: cred, Observer: watcher, Log: s.log,
-		Groups: groups, Ungrouped: ungrouped,
+		Groups: groups, Ungrouped: ungrouped, MaxStarts: s.cfg.MaxStarts,
 	})
 	s.onClose(func(context.Context) { computes.Close() })
 	queue, err := ops.New(ctx, s.store, s.log)

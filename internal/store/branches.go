@@ -35,7 +35,7 @@ func (q Q) InsertBranch(ctx context.Context, b core.Branch) (core.Branch, error)
 		ID: b.ID, ProjectID: b.ProjectID, ParentID: nilIfEmpty(b.ParentID), ParentLsn: int64(b.ParentLSN), ParentTimestamp: b.ParentTimestamp,
 		Name: b.Name, State: string(b.State), PendingState: string(b.PendingState), IsDefault: b.Default, Protected: b.Protected,
 		InitSource: b.InitSource, ExpiresAt: b.ExpiresAt, CreatedBy: b.CreatedBy, CreatedByName: b.CreatedByName,
-		Annotation: annotation, AnnotatedAt: b.AnnotatedAt, VolumeID: b.VolumeID, Promote: b.Promote, Setup: b.Setup,
+		Annotation: annotation, AnnotatedAt: b.AnnotatedAt, VolumeID: b.VolumeID, Promote: b.Promote, Setup: b.Setup, LogicalSize: b.LogicalSize,
 	})
 	if taken(err, "branches_name") {
 		return core.Branch{}, branchTaken(b.Name)

@@ -212,8 +212,8 @@ func (q *Queries) GetDefaultBranch(ctx context.Context, projectID string) (Branc
 
 const insertBranch = `-- name: InsertBranch :one
 INSERT INTO branches (id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, is_default, protected,
-    init_source, expires_at, created_by, created_by_name, annotation, annotated_at, volume_id, promote, setup)
-VALUES ($1, $2, $19, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18) RETURNING id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, state_reason, state_changed_at, is_default, protected, init_source, expires_at, logical_size, created_by, created_by_name, annotation, annotated_at, volume_id, incarnation, promote, setup, deleting, created_at, updated_at
+    init_source, expires_at, created_by, created_by_name, annotation, annotated_at, volume_id, promote, setup, logical_size)
+VALUES ($1, $2, $20, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) RETURNING id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, state_reason, state_changed_at, is_default, protected, init_source, expires_at, logical_size, created_by, created_by_name, annotation, annotated_at, volume_id, incarnation, promote, setup, deleting, created_at, updated_at
 `
 
 type InsertBranchParams struct {
@@ -235,6 +235,7 @@ type InsertBranchParams struct {
 	VolumeID        string
 	Promote         bool
 	Setup           json.RawMessage
+	LogicalSize     *int64
 	ParentID        *string
 }
 
@@ -258,6 +259,7 @@ func (q *Queries) InsertBranch(ctx context.Context, arg InsertBranchParams) (Bra
 		arg.VolumeID,
 		arg.Promote,
 		arg.Setup,
+		arg.LogicalSize,
 		arg.ParentID,
 	)
 	var i Branch

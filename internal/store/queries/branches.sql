@@ -1,7 +1,7 @@
 -- name: InsertBranch :one
 INSERT INTO branches (id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, is_default, protected,
-    init_source, expires_at, created_by, created_by_name, annotation, annotated_at, volume_id, promote, setup)
-VALUES ($1, $2, sqlc.narg('parent_id'), $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18) RETURNING *;
+    init_source, expires_at, created_by, created_by_name, annotation, annotated_at, volume_id, promote, setup, logical_size)
+VALUES ($1, $2, sqlc.narg('parent_id'), $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) RETURNING *;
 
 -- name: GetBranch :one
 SELECT * FROM branches WHERE id = $1 AND project_id = $2 AND NOT deleting;
