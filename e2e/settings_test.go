@@ -128,6 +128,13 @@ func TestSettings(t *testing.T) {
 	if got := value[string](t, s.connect(t, p.URI), "select concat_ws(' ', current_setting('pg_stat_statements.max'), current_setting('max_connections'))"); got != "500 104" {
 		t.Errorf("settings: %s", got)
 	}
+	// The same by the command line, which changes what it names.
+	if out, err := s.bough("endpoints", "update", "main", "--set", "jit=off", "--set", "PG_stat_statements.max="); err != nil || !strings.Contains(out, "jit = off") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if got := settings(); got != `{"jit":"off"}` {
+		t.Errorf("shown as %s", got)
+	}
 	// A sleeping endpoint takes them at its next start; a branch's endpoint has its own.
 	p.suspend(t, p.Endpoint)
 	if ops := p.patch(t, `{"settings":{"pg_settings":{"work_mem":"6MB"}}}`); len(ops) > 0 {
@@ -186,6 +193,8 @@ func TestRefusedSettings(t *testing.T) {
 		"more than the size":     {"PATCH", endpoint, set("shared_buffers", "900MB"), 400, `shared memory`},
 		"too few connections":    {"PATCH", endpoint, set("max_connections", "1"), 400, `at least`},
 		"an unknown prefix":      {"PATCH", endpoint, set("nothing.here", "1"), 400, `not installed`},
+		"a library's value":      {"PATCH", endpoint, set("pg_stat_statements.track", "some"), 400, `Available values: none, top, all`},
+		"a library's name":       {"PATCH", endpoint, set("pg_stat_statements.nothing", "1"), 400, `pg_stat_statements.nothing`},
 		"two settings in one":    {"PATCH", endpoint, set("work_mem = 1\nfsync", "off"), 400, `not a setting's name`},
 		"in a new endpoint":      {"POST", projectPath + "/branches", `{"endpoints":[{"type":"read_write","settings":{"pg_settings":{"work_mem":"x"}}}]}`, 400, `work_mem`},
 		"in a new project":       {"POST", "/projects", `{"project":{"default_endpoint_settings":{"pg_settings":{"work_mem":"x"}}}}`, 400, `work_mem`},

@@ -239,6 +239,7 @@ func TestUsageErrors(t *testing.T) {
 		"branches create --suspend-timeout soon": "10m",
 		"branches create --no-compute --cu 1":    "--no-compute",
 		"endpoints update main":                  "nothing to change",
+		"endpoints update main --set work_mem":   "NAME=VALUE",
 		"projects update":                        "nothing to change",
 		"databases update neondb":                "nothing to change",
 		"databases create":                       "give a name",

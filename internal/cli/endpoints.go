@@ -3,6 +3,9 @@ package cli
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -70,6 +73,11 @@ func (a *app) endpointFields(e *sdk.Endpoint) fields {
 				lag += fmt.Sprintf(", %d ms", *r.ReplicationLagMs)
 			}
 			f.add("Behind primary", lag)
+		}
+	}
+	if s := e.Settings.PgSettings; s != nil {
+		for _, name := range slices.Sorted(maps.Keys(*s)) {
+			f.add("Setting", name+" = "+(*s)[name])
 		}
 	}
 	f.add("Sleeps after", suspendTimeout(e.SuspendTimeoutSeconds))
@@ -190,12 +198,34 @@ func (a *app) endpointDone(ctx context.Context, cl *sdk.Client, out *sdk.Endpoin
 	return a.printFields(out, a.endpointFields(&out.Endpoint))
 }
 
+// changedSettings puts NAME=VALUE pairs over an endpoint's settings, whose names do not depend on case.
+func changedSettings(now *map[string]string, set []string) (map[string]string, error) {
+	settings := map[string]string{}
+	if now != nil {
+		maps.Copy(settings, *now)
+	}
+	for _, pair := range set {
+		name, value, ok := strings.Cut(pair, "=")
+		if name = strings.TrimSpace(name); name == "" || !ok {
+			return nil, usagef("--set takes NAME=VALUE, such as work_mem=64MB, not %q", pair)
+		}
+		maps.DeleteFunc(settings, func(other, _ string) bool { return strings.EqualFold(other, name) })
+		if value != "" {
+			settings[name] = value
+		}
+	}
+	return settings, nil
+}
+
 func (a *app) endpointsUpdate() *cobra.Command {
 	var name string
 	var disabled bool
+	var set []string
 	var compute computeFlags
-	c := &cobra.Command{Use: "update <endpoint or branch> [flags]", Short: "Resize, rename or disable a compute",
-		Example: "  bough endpoints update main --cu 1-2 --suspend-timeout 10m\n  bough endpoints update ep-ivory-harbor-gzjq3fbi --disabled"}
+	c := &cobra.Command{Use: "update <endpoint or branch> [flags]", Short: "Resize, rename, configure or disable a compute",
+		Example: "  bough endpoints update main --cu 1-2 --suspend-timeout 10m\n  bough endpoints update main --set work_mem=64MB --set jit=\n" +
+			"  bough endpoints update ep-ivory-harbor-gzjq3fbi --disabled"}
+	c.Flags().StringArrayVar(&set, "set", nil, "PostgreSQL setting, as NAME=VALUE; NAME= goes back to the default (repeatable)")
 	c.Flags().StringVar(&name, "name", "", "new name")
 	c.Flags().BoolVar(&disabled, "disabled", false, "refuse connections; --disabled=false accepts them again")
 	compute.add(c)
@@ -208,12 +238,19 @@ func (a *app) endpointsUpdate() *cobra.Command {
 		if c.Flags().Changed("disabled") {
 			u.Disabled = &disabled
 		}
-		if u == (sdk.EndpointUpdate{}) {
-			return usagef("nothing to change: give --cu, --suspend-timeout, --name or --disabled")
+		if u == (sdk.EndpointUpdate{}) && len(set) == 0 {
+			return usagef("nothing to change: give --cu, --suspend-timeout, --set, --name or --disabled")
 		}
 		cl, e, err := a.oneEndpoint(ctx, args[0])
 		if err != nil {
 			return err
+		}
+		if len(set) > 0 {
+			settings, err := changedSettings(e.Settings.PgSettings, set)
+			if err != nil {
+				return err
+			}
+			u.Settings = &sdk.EndpointSettings{PgSettings: &settings}
 		}
 		out, err := cl.UpdateEndpoint(ctx, e.ProjectID, e.ID, u)
 		if err != nil {

@@ -59,8 +59,8 @@ type settingsChange struct {
 	restart bool
 }
 
-// changeOf compares settings. What only extensions know is asked of the running compute; where nobody can tell, a restart is
-// right.
+// changeOf compares settings. What only extensions know is asked of the running compute, which refuses their wrong values,
+// too; where nobody can tell, a restart is right.
 func (s *Service) changeOf(ctx context.Context, project core.Project, endpointID string, before, after map[string]string) (settingsChange, error) {
 	c := settingsChange{keys: postgres.ChangedSettings(before, after)}
 	if len(c.keys) == 0 {
@@ -71,18 +71,20 @@ func (s *Service) changeOf(ctx context.Context, project core.Project, endpointID
 		return c, err
 	}
 	var unknown []string
-	if c.restart, unknown, err = s.Inspector.NeedsRestart(ctx, build, c.keys); err != nil || c.restart || len(unknown) == 0 {
+	if c.restart, unknown, err = s.Inspector.NeedsRestart(ctx, build, c.keys); err != nil || len(unknown) == 0 {
 		return c, err
 	}
-	c.restart = true
 	conn, err := s.Computes.Conn(ctx, endpointID, postgres.AdminDatabase)
 	if err != nil {
-		return c, nil //nolint:nilerr // it does not run: nothing to reload or restart
+		c.restart = true // it does not run, or its start is under way
+		return c, nil
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-	if restart, err := postgres.NeedsRestart(ctx, conn, unknown); err == nil {
-		c.restart = restart
+	if err := postgres.TrySettings(ctx, conn, after); err != nil {
+		return c, err
 	}
+	restart, err := postgres.NeedsRestart(ctx, conn, unknown)
+	c.restart = c.restart || restart || err != nil
 	return c, nil
 }
 

@@ -3,6 +3,7 @@ package postgres
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/boughdb/bough/internal/core"
 )
@@ -108,6 +110,28 @@ func NeedsRestart(ctx context.Context, conn *pgx.Conn, keys []string) (bool, err
 	var restart bool
 	err := conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_settings WHERE lower(name) = ANY($1) AND context = 'postmaster')", keys).Scan(&restart)
 	return restart, err
+}
+
+// TrySettings refuses values of extensions' settings that a running server does not take. What only a start or a reload can
+// set, and what belongs to modules that it has not loaded, passes.
+func TrySettings(ctx context.Context, conn *pgx.Conn, settings map[string]string) error {
+	for _, name := range slices.Sorted(maps.Keys(settings)) {
+		if !strings.Contains(name, ".") {
+			continue
+		}
+		var now string
+		err := conn.QueryRow(ctx, "SELECT set_config($1, $2, true)", settingKey(name), settings[name]).Scan(&now)
+		switch sqlState(err) {
+		case stateInvalidValue, stateInvalidName, stateUndefinedObject:
+			e, _ := errors.AsType[*pgconn.PgError](err)
+			said := e.Message
+			if e.Hint != "" {
+				said += " (" + e.Hint + ")"
+			}
+			return core.Invalidf("pg_settings: PostgreSQL says: %s", said)
+		}
+	}
+	return nil
 }
 
 // prefixOwner names the module whose settings begin with a prefix, where that is not the prefix itself.

@@ -95,6 +95,8 @@ const (
 	stateObjectInUse       = "55006"
 	stateNotInPrerequisite = "55000"
 	stateDependentObjects  = "2BP01"
+	stateInvalidValue      = "22023"
+	stateInvalidName       = "42602"
 	stateUniqueViolation   = "23505" // two CREATEs of the same name that run side by side
 )
 
