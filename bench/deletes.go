@@ -35,6 +35,11 @@ func (b *bench) deletes(ctx context.Context) ([]row, error) {
 	if err != nil {
 		return nil, err
 	}
+	for _, t := range []*target{b.main, victim} { // what is measured is the storage
+		if err := b.resize(ctx, t, machineCU(), machineCU()); err != nil {
+			return nil, err
+		}
+	}
 	if err := b.tool(ctx, "pgbench", "-q", "-i", "-s", strconv.Itoa(b.childScale), victim.uri); err != nil {
 		return nil, err
 	}

@@ -41,12 +41,12 @@ func main() {
 	flag.StringVar(&o.binary, "binary", "bin/bough", "the server")
 	flag.StringVar(&o.dir, "dir", "", "where to work; default: a temporary directory")
 	flag.StringVar(&o.storage, "storage", "auto", "storage backend")
-	flag.StringVar(&o.rows, "rows", "wake,project,branch,load,oltp,idle", "what to measure; at scale: churn,storm,many,deletes")
+	flag.StringVar(&o.rows, "rows", "wake,project,branch,load,oltp,idle", "what to measure; at scale: churn,storm,many,deletes,autoscale")
 	flag.IntVar(&o.rounds, "rounds", 20, "how often each single call is measured")
 	flag.IntVar(&o.scale, "scale", 10, "pgbench scale: 15 MB each")
 	flag.IntVar(&o.seconds, "seconds", 10, "length of one pgbench run")
 	flag.IntVar(&o.clients, "clients", 16, "callers side by side (churn, storm)")
-	flag.IntVar(&o.awake, "awake", 100, "computes woken in one second (storm)")
+	flag.IntVar(&o.awake, "awake", 100, "computes woken in one second (storm), awake (autoscale)")
 	flag.IntVar(&o.branches, "branches", 1000, "branches in one project (many)")
 	flag.IntVar(&o.children, "children", 500, "nested children that are deleted (deletes)")
 	flag.IntVar(&o.childScale, "child-scale", 50, "pgbench scale of the deleted children's data (deletes)")
@@ -71,7 +71,7 @@ func run(ctx context.Context, o options) (err error) {
 		measure func(context.Context) ([]row, error)
 	}{
 		{"wake", b.wake}, {"project", b.project}, {"branch", b.branch}, {"load", b.branchUnderLoad}, {"oltp", b.oltp}, {"idle", b.idle},
-		{"churn", b.churn}, {"storm", b.storm}, {"many", b.many}, {"deletes", b.deletes},
+		{"churn", b.churn}, {"storm", b.storm}, {"many", b.many}, {"deletes", b.deletes}, {"autoscale", b.autoscale},
 	} {
 		if !slices.Contains(strings.Split(o.rows, ","), m.name) {
 			continue

@@ -234,6 +234,9 @@ func (b *bench) firstRowOf(ctx context.Context, uri string) error {
 
 // branchUnderLoad: branches of a parent under pgbench, with the WAL distance that the child had to replay.
 func (b *bench) branchUnderLoad(ctx context.Context) ([]row, error) {
+	if err := b.resize(ctx, b.main, machineCU(), machineCU()); err != nil {
+		return nil, err
+	}
 	load := exec.CommandContext(ctx, b.build.Tool("pgbench"), "-n", "-c", "8", "-j", "2", "-T", "600", b.main.uri)
 	if err := load.Start(); err != nil {
 		return nil, err
@@ -314,6 +317,9 @@ func (b *bench) oltp(ctx context.Context) (rows []row, err error) {
 		return nil, err
 	}
 	t := &target{b.main.project, created.Branch.ID, created.Endpoints[0].ID, (*created.ConnectionUris)[0].ConnectionURI}
+	if err := b.resize(ctx, t, machineCU(), machineCU()); err != nil {
+		return nil, err
+	}
 	if err := b.suspend(ctx, t); err != nil {
 		return nil, err
 	}

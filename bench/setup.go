@@ -88,7 +88,13 @@ func start(ctx context.Context, o options) (b *bench, err error) {
 		return nil, err
 	}
 	fmt.Fprintln(os.Stderr, "filling the first project …")
-	return b, b.tool(ctx, "pgbench", "-q", "-i", "-s", strconv.Itoa(o.scale), b.main.uri)
+	if err := b.resize(ctx, b.main, machineCU(), machineCU()); err != nil {
+		return nil, err
+	}
+	if err := b.tool(ctx, "pgbench", "-q", "-i", "-s", strconv.Itoa(o.scale), b.main.uri); err != nil {
+		return nil, err
+	}
+	return b, b.resize(ctx, b.main, defaultCU, defaultCU)
 }
 
 // launch starts the server and waits until it answers.

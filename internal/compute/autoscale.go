@@ -24,6 +24,10 @@ const (
 	quantum    = 0.25 // sizes are multiples of it, between the limits
 	loadWindow = 12   // looks that the average load is taken over: a minute
 	shrinkPart = 8    // a step down is this part of the size, at least a quantum
+
+	// Somebody waits for a compute that starts or stops: it goes before those that run, whose weight is their size. (The
+	// niceness of a replaying process counts within its group only.)
+	startWeight = 8
 )
 
 // Size is how large a compute is now.
@@ -140,7 +144,7 @@ func (m *Manager) apply(u *unit, cu float64) {
 	if soft = max(soft, postgres.FixedMemory(limits, m.opts.MachineMem)); cu == hi || soft >= hard {
 		soft = 0
 	}
-	if err := errors.Join(group.SetCPU(cores), group.SetMemory(hard, soft)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := errors.Join(group.SetCPU(cores, cu), group.SetMemory(hard, soft)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		m.log.Warn("the size of a compute cannot be set", "endpoint", u.id, "cu", cu, "error", err)
 	}
 }
@@ -152,7 +156,7 @@ func (m *Manager) group(spec Spec) *cgroup.Group {
 		return nil
 	}
 	g := m.opts.Groups.Group(spec.EndpointID)
-	if err := errors.Join(g.Make(), g.SetMemory(m.memoryOf(max(spec.Size.MinCU, spec.Size.MaxCU)), 0)); err != nil {
+	if err := errors.Join(g.Make(startWeight), g.SetMemory(m.memoryOf(max(spec.Size.MinCU, spec.Size.MaxCU)), 0)); err != nil {
 		m.log.Error("a compute starts without limits", "endpoint", spec.EndpointID, "error", err)
 		return nil
 	}
@@ -164,7 +168,7 @@ func (m *Manager) unlimit(u *unit) {
 	u.sizing.Lock()
 	defer u.sizing.Unlock()
 	if u.group != nil {
-		if err := u.group.SetCPU(0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := u.group.SetCPU(0, startWeight); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			m.log.Debug("a stopping compute keeps its limit", "endpoint", u.id, "error", err)
 		}
 	}

@@ -314,7 +314,7 @@ func TestWithoutGroups(t *testing.T) {
 	if size, _ := g.manager.Size(endpoint); !strings.Contains(size.Note, "a restart gives it one") {
 		t.Errorf("Size = %+v", size)
 	}
-	if err := g.tree.Group("ep-stray-00000000").Make(); err != nil {
+	if err := g.tree.Group("ep-stray-00000000").Make(1); err != nil {
 		t.Fatal(err)
 	}
 	if err := g.manager.Sweep(t.Context()); err != nil {

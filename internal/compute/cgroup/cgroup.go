@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -18,6 +19,9 @@ import (
 
 	"github.com/boughdb/bough/internal/core"
 )
+
+// busy is what the computes of a server weigh together on each processor, in processes.
+const busy = 4
 
 // top is the folder of all servers' groups in each hierarchy.
 const top = "bough"
@@ -64,6 +68,14 @@ func open(name string, m mounts) (*Tree, error) {
 	for _, file := range t.files(filepath.Join(top, t.name)).limits() {
 		if _, err := os.Stat(file); err != nil {
 			return nil, unusable("the kernel has no "+filepath.Base(file), nil)
+		}
+	}
+	// When the machine is busy all computes together would get no more of it than one process outside of the groups. They
+	// count as a few busy ones on each processor; the server and the control database stay outside, and keep their part.
+	for _, rel := range []string{top, filepath.Join(top, t.name)} {
+		g := Group{files: t.files(rel)}
+		if err := g.setWeight(float64(busy * runtime.NumCPU())); err != nil {
+			return nil, unusable("the weight of groups cannot be set", err)
 		}
 	}
 	return t, nil
@@ -179,7 +191,7 @@ func (t *Tree) IDs() ([]string, error) {
 func Lift(name string) error {
 	return existing(name, func(t *Tree, id string) error {
 		g := t.Group(id)
-		return errors.Join(g.SetCPU(0), g.SetMemory(0, 0))
+		return errors.Join(g.SetCPU(0, 1), g.SetMemory(0, 0))
 	})
 }
 

@@ -96,15 +96,15 @@ func fake(t *testing.T, version int, content map[string]string) (*Group, func(na
 
 func TestVersion2Files(t *testing.T) {
 	g, read := fake(t, 2, map[string]string{
-		"cpu.max": "", "memory.max": "", "memory.high": "",
+		"cpu.max": "", "cpu.weight": "", "memory.max": "", "memory.high": "",
 		"cpu.stat":       "usage_usec 1500000\nuser_usec 1000000\nsystem_usec 500000\nnr_periods 3\nnr_throttled 2\nthrottled_usec 250000\n",
 		"memory.current": "1048576\n",
 		"memory.stat":    "anon 1000\nfile 9000\ninactive_file 48576\nactive_file 200000\n",
 	})
-	if err := errors.Join(g.SetCPU(0.25), g.SetMemory(1<<30, 1<<29)); err != nil {
+	if err := errors.Join(g.SetCPU(0.25, 0.25), g.SetMemory(1<<30, 1<<29)); err != nil {
 		t.Fatal(err) // cpu.max.burst is missing, as on kernels before 5.14
 	}
-	for name, want := range map[string]string{"cpu.max": "25000 100000", "memory.max": "1073741824", "memory.high": "536870912"} {
+	for name, want := range map[string]string{"cpu.max": "25000 100000", "cpu.weight": "25", "memory.max": "1073741824", "memory.high": "536870912"} {
 		if got := read(name); got != want {
 			t.Errorf("%s = %q; want %q", name, got, want)
 		}
@@ -116,15 +116,15 @@ func TestVersion2Files(t *testing.T) {
 	if want := (Usage{CPU: 1500 * time.Millisecond, Throttled: 250 * time.Millisecond, Memory: 800_000}); err != nil || u != want {
 		t.Errorf("Usage = %+v, %v; want %+v", u, err, want)
 	}
-	for _, name := range []string{"cpu.max", "memory.max", "memory.high"} {
+	for _, name := range []string{"cpu.max", "cpu.weight", "memory.max", "memory.high"} {
 		if err := os.Truncate(filepath.Join(g.cpu, name), 0); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := errors.Join(g.SetCPU(0), g.SetMemory(0, 0)); err != nil {
+	if err := errors.Join(g.SetCPU(0, 300), g.SetMemory(0, 0)); err != nil {
 		t.Fatal(err)
 	}
-	if got := read("cpu.max") + " " + read("memory.max") + " " + read("memory.high"); got != "max 100000 max max" {
+	if got := read("cpu.max") + " " + read("memory.max") + " " + read("memory.high") + " " + read("cpu.weight"); got != "max 100000 max max 10000" {
 		t.Errorf("without limits: %q", got)
 	}
 	if cores, err := g.CPU(); err != nil || cores != 0 {
@@ -134,16 +134,16 @@ func TestVersion2Files(t *testing.T) {
 
 func TestVersion1Files(t *testing.T) {
 	g, read := fake(t, 1, map[string]string{
-		"cpu.cfs_quota_us": "", "cpu.cfs_period_us": "100000\n", "memory.limit_in_bytes": "", "memory.soft_limit_in_bytes": "",
+		"cpu.cfs_quota_us": "", "cpu.shares": "", "cpu.cfs_period_us": "100000\n", "memory.limit_in_bytes": "", "memory.soft_limit_in_bytes": "",
 		"cpu.stat": "nr_periods 3\nnr_throttled 2\nthrottled_time 250000000\n", "cpuacct.usage": "1500000000\n",
 		"memory.usage_in_bytes": "1048576\n",
 		"memory.stat":           "cache 5\ninactive_file 1\nactive_file 2\ntotal_inactive_file 48576\ntotal_active_file 200000\n",
 	})
-	if err := errors.Join(g.SetCPU(1.5), g.SetMemory(1<<30, 1<<29)); err != nil {
+	if err := errors.Join(g.SetCPU(1.5, 1.5), g.SetMemory(1<<30, 1<<29)); err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]string{
-		"cpu.cfs_quota_us": "150000", "memory.limit_in_bytes": "1073741824", "memory.soft_limit_in_bytes": "536870912",
+		"cpu.cfs_quota_us": "150000", "cpu.shares": "1536", "memory.limit_in_bytes": "1073741824", "memory.soft_limit_in_bytes": "536870912",
 	} {
 		if got := read(name); got != want {
 			t.Errorf("%s = %q; want %q", name, got, want)
@@ -212,7 +212,7 @@ func TestBornInTheGroup(t *testing.T) {
 	if g.Exists() {
 		t.Fatal("the group exists before it is made")
 	}
-	if err := errors.Join(g.Make(), g.Make()); err != nil { // twice: a start that was cut off
+	if err := errors.Join(g.Make(1), g.Make(1)); err != nil { // twice: a start that was cut off
 		t.Fatal(err)
 	}
 	for range 20 {
@@ -263,7 +263,7 @@ func TestBornInTheGroup(t *testing.T) {
 // The kernel holds a group to its limit, children too, and says for how long it kept it waiting.
 func TestLimitsHold(t *testing.T) {
 	g := real(t).Group("ep-one")
-	if err := errors.Join(g.Make(), g.SetCPU(0.25), g.SetMemory(64<<20, 32<<20)); err != nil {
+	if err := errors.Join(g.Make(1), g.SetCPU(0.25, 1), g.SetMemory(64<<20, 32<<20)); err != nil {
 		t.Fatal(err)
 	}
 	run(t, g, "(while :; do :; done) & while :; do :; done")
@@ -283,13 +283,13 @@ func TestLimitsHold(t *testing.T) {
 			t.Fatalf("a busy group is not throttled: %+v, then %+v", first, u)
 		}
 	}
-	if err := g.SetCPU(2); err != nil {
+	if err := g.SetCPU(2, 2); err != nil {
 		t.Fatal(err)
 	}
 	if cores, err := g.CPU(); err != nil || cores != 2 {
 		t.Errorf("CPU = %v, %v", cores, err)
 	}
-	if err := errors.Join(g.SetCPU(0.25), g.SetCPU(0)); err != nil {
+	if err := errors.Join(g.SetCPU(0.25, 1), g.SetCPU(0, 1)); err != nil {
 		t.Fatal(err)
 	}
 	if cores, err := g.CPU(); err != nil || cores != 0 {
@@ -301,7 +301,7 @@ func TestLimitsHold(t *testing.T) {
 func TestRemoveWaits(t *testing.T) {
 	tree := real(t)
 	g := tree.Group("ep-one")
-	if err := g.Make(); err != nil {
+	if err := g.Make(1); err != nil {
 		t.Fatal(err)
 	}
 	cmd, _ := run(t, g, "sleep 600")

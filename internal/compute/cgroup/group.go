@@ -52,18 +52,21 @@ type Usage struct {
 	Memory    int64         // bytes that cannot be reclaimed: without the page cache
 }
 
-// Make makes the group, without a limit of CPU. One that exists is taken as it is, and loses that limit.
-func (g *Group) Make() error {
+// Make makes the group, without a limit of CPU and with a weight; see SetCPU. One that exists is taken as it is, and loses
+// that limit.
+func (g *Group) Make(weight float64) error {
+	existed := false
 	for _, dir := range g.dirs {
 		if err := os.Mkdir(dir, 0o755); errors.Is(err, fs.ErrExist) {
-			if err := g.SetCPU(0); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return err
-			}
+			existed = true
 		} else if err != nil {
 			return core.Wrap(err, "cgroup.make", "")
 		}
 	}
-	return nil
+	if existed {
+		return g.SetCPU(0, weight)
+	}
+	return core.Wrap(g.setWeight(weight), "cgroup.make", "")
 }
 
 // Exists tells whether the group is there in every hierarchy.
@@ -133,8 +136,9 @@ func onDoomedThread(fn func() error) error {
 // statements of somebody who types. Shorter periods make shorter waits and smaller bursts.
 const period = 100 * time.Millisecond
 
-// SetCPU limits the group to a number of processors; 0 takes the limit off.
-func (g *Group) SetCPU(cores float64) error {
+// SetCPU limits the group to a number of processors; 0 takes the limit off. Where groups wait for a processor, each gets its
+// part by weight: 1 is that of an ordinary process.
+func (g *Group) SetCPU(cores, weight float64) error {
 	quota := int64(cores * float64(period.Microseconds()))
 	// The burst must never exceed the quota. Kernels before 5.14 have none.
 	if err := g.setBurst(0); err != nil {
@@ -157,7 +161,15 @@ func (g *Group) SetCPU(cores float64) error {
 	if err == nil && cores > 0 {
 		err = g.setBurst(quota)
 	}
-	return core.Wrap(err, "cgroup.set_cpu", "")
+	return core.Wrap(errors.Join(err, g.setWeight(weight)), "cgroup.set_cpu", "")
+}
+
+// setWeight writes a weight in the unit and within the range of the kernel's.
+func (g *Group) setWeight(weight float64) error {
+	if g.version == 2 {
+		return write(filepath.Join(g.cpu, "cpu.weight"), strconv.Itoa(min(max(int(weight*100), 1), 10_000)))
+	}
+	return write(filepath.Join(g.cpu, "cpu.shares"), strconv.Itoa(min(max(int(weight*1024), 2), 262_144)))
 }
 
 func (g *Group) setBurst(us int64) error {
