@@ -210,8 +210,8 @@ func (s *server) inconsistency(t *testing.T) (string, error) {
 	}
 	var problems []string
 	add := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
-	data := map[string]bool{} // branches with data
-	run := map[string]bool{}  // branches with a running compute
+	data := map[string]bool{} // branches with data, and replicas that run
+	run := map[string]bool{}  // branches and replicas with a running compute
 	for _, p := range projects {
 		ops, err := sdk.All(s.Operations(t.Context(), p.ID, sdk.OperationFilter{}))
 		if err != nil {
@@ -242,7 +242,11 @@ func (s *server) inconsistency(t *testing.T) (string, error) {
 			if e.PendingState != nil {
 				add("endpoint %s is %s and becomes %s", e.ID, e.CurrentState, *e.PendingState)
 			}
-			if e.CurrentState == api.Active {
+			switch {
+			case e.CurrentState != api.Active:
+			case e.Type == api.ReadOnly:
+				run[e.ID], data[e.ID] = true, true
+			default:
 				run[e.BranchID] = true
 			}
 		}
@@ -254,12 +258,12 @@ func (s *server) inconsistency(t *testing.T) (string, error) {
 				continue
 			}
 			if seen[id] = true; !data[id] {
-				add("%s %s belongs to no ready branch", what, id)
+				add("%s %s belongs to no ready branch and no running replica", what, id)
 			}
 		}
 		for id := range data {
 			if !seen[id] {
-				add("branch %s has no %s", id, what)
+				add("%s has no %s", id, what)
 			}
 		}
 	}

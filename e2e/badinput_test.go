@@ -174,7 +174,6 @@ func TestBadInput(t *testing.T) {
 		"retention too long":          {"PATCH", path(""), `{"project":{"history_retention_seconds":2592001}}`, 400, "", `2592000`},
 		"version that is not there":   {"POST", "/projects", `{"project":{"pg_version":14}}`, 400, "", `(?i)installed.*\d\d`},
 		"version of no PostgreSQL":    {"POST", "/projects", `{"project":{"pg_version":9}}`, 400, "", `14`},
-		"read_only endpoint":          {"POST", path("/endpoints"), `{"endpoint":{"branch_id":"` + child.ID + `","type":"read_only"}}`, 501, "NOT_IMPLEMENTED", `read_only`},
 		"branch from a moment":        {"POST", path("/branches"), `{"branch":{"parent_timestamp":"2030-01-01T00:00:00Z"}}`, 501, "NOT_IMPLEMENTED", `parent_timestamp`},
 		"not built: restore":          {"POST", path("/branches/" + child.ID + "/restore"), `{"source_branch_id":"` + p.Branch + `"}`, 501, "NOT_IMPLEMENTED", `.`},
 		"not built: snapshots":        {"GET", path("/snapshots"), "", 501, "NOT_IMPLEMENTED", `.`},

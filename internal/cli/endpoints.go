@@ -134,8 +134,11 @@ func (a *app) endpointsGet() *cobra.Command {
 	c := &cobra.Command{Use: "get <endpoint or branch> [flags]", Aliases: []string{"show"}, Short: "Show one endpoint",
 		Example: "  bough endpoints get ep-ivory-harbor-gzjq3fbi\n  bough endpoints get main -o json"}
 	return a.verb(a.projectFlag(c), cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
-		_, e, err := a.oneEndpoint(ctx, args[0])
+		cl, e, err := a.oneEndpoint(ctx, args[0])
 		if err != nil {
+			return err
+		}
+		if e, err = cl.Endpoint(ctx, e.ProjectID, e.ID); err != nil { // how it is doing comes with one only
 			return err
 		}
 		return a.printFields(e, a.endpointFields(e))

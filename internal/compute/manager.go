@@ -33,10 +33,17 @@ type Spec struct {
 	Promote            bool          // DataDir is a fresh copy with standby.signal: end its recovery on a new timeline
 	IdleTimeout        time.Duration // < 0: never idle; 0: core.DefaultSuspendTimeout
 	LogicalReplication bool
-	Background         bool // no client waits for it: in the start queue it lets clients pass
+	Background         bool     // no client waits for it: in the start queue it lets clients pass
+	Standby            *Standby // DataDir is a copy with standby.signal that follows a primary; never with Promote
 }
 
-// Ready is a compute that answers and is not in recovery.
+// Standby is what a hot standby has more than a primary.
+type Standby struct {
+	postgres.Standby
+	ReplayTo core.LSN // ready means that everything before it is visible
+}
+
+// Ready is a compute that answers and, unless it is a standby, is not in recovery.
 type Ready struct {
 	SocketDir  string
 	SocketPath string
@@ -347,6 +354,41 @@ func (m *Manager) Conn(ctx context.Context, endpointID, database string) (*pgx.C
 		return nil, core.Wrap(err, "compute.conn", "")
 	}
 	return conn, nil
+}
+
+// Spec returns what a running compute should be.
+func (m *Manager) Spec(endpointID string) (Spec, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if u := m.units[endpointID]; u != nil && u.phase == running {
+		return u.spec, true
+	}
+	return Spec{}, false
+}
+
+// Settings are those that a compute of this kind gets.
+func (m *Manager) Settings(spec Spec) []postgres.Setting {
+	return postgres.Config(m.Config(spec))
+}
+
+// Follow points a running standby to its primary, or to none, without a restart, and makes it look for WAL at once. conn is
+// a session on the standby. Calls for one endpoint come one after the other.
+func (m *Manager) Follow(ctx context.Context, conn *pgx.Conn, endpointID string, s Standby) error {
+	spec, ok := m.Spec(endpointID)
+	if !ok {
+		return core.Errorf(core.KindUnavailable, "", "the compute of endpoint %s is not running", endpointID)
+	}
+	spec.Standby = &s
+	if err := postgres.WriteConfig(spec.DataDir, m.Settings(spec), m.opts.Cred); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	if u := m.units[endpointID]; u != nil {
+		u.spec.Standby = &s
+	}
+	m.mu.Unlock()
+	_, err := conn.Exec(ctx, "SELECT pg_reload_conf()")
+	return core.Wrap(err, "compute.follow", "")
 }
 
 func (m *Manager) socketDir(endpointID string) string {

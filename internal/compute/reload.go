@@ -10,10 +10,14 @@ import (
 
 // Config is what a compute's settings are computed from.
 func (m *Manager) Config(spec Spec) postgres.ConfigOptions {
-	return postgres.ConfigOptions{
+	o := postgres.ConfigOptions{
 		Build: spec.Build, Size: spec.Size, MachineMemory: m.opts.MachineMem, LogicalReplication: spec.LogicalReplication,
 		Preload: spec.Preload, Database: spec.Database, PGSettings: spec.PGSettings,
 	}
+	if spec.Standby != nil {
+		o.Standby = &spec.Standby.Standby
+	}
+	return o
 }
 
 // reloadPatience is how long a server may take to read its configuration again.

@@ -131,10 +131,14 @@ func (m *Manager) prepare(ctx context.Context, spec Spec, sockDir string) error 
 	if err := m.opts.Driver.Clear(ctx, spec.DataDir, sockDir); err != nil {
 		return err
 	}
-	if _, err := os.Lstat(filepath.Join(spec.DataDir, "standby.signal")); err == nil && !spec.Promote {
+	_, err := os.Lstat(filepath.Join(spec.DataDir, "standby.signal"))
+	switch {
+	case err == nil && !spec.Promote && spec.Standby == nil:
 		return core.Errorf(core.KindInternal, "", "%s holds standby.signal, and its promotion was not asked for", spec.DataDir)
+	case err != nil && spec.Standby != nil: // it would start as a second primary
+		return core.Wrap(err, "", "a standby's data directory must hold standby.signal")
 	}
-	return postgres.WriteConfig(spec.DataDir, postgres.Config(m.Config(spec)), m.opts.Cred)
+	return postgres.WriteConfig(spec.DataDir, m.Settings(spec), m.opts.Cred)
 }
 
 // attach is the body of an Attach.
@@ -223,7 +227,7 @@ const (
 var errExited = errors.New("the server ended while it started")
 
 // waitReady waits until the server accepts a session and is not in recovery, and returns that session. It promotes the
-// server when spec says so.
+// server when spec says so. A standby stays in recovery, and is waited for until it has replayed what spec says.
 //
 // The lock file's status line says when trying is worth it: every attempt before that would cost the starting server a
 // fork. The line alone proves nothing; the session does.
@@ -245,8 +249,15 @@ func (m *Manager) waitReady(ctx context.Context, spec Spec, proc Process) (*pgx.
 		case "ready":
 			conn, err := postgres.Connect(ctx, h.SocketDir, postgres.AdminDatabase)
 			if err == nil {
-				if conn.PgConn().ParameterStatus("in_hot_standby") == "off" { // reported from major 14 on: pg_is_in_recovery()
+				switch standby := conn.PgConn().ParameterStatus("in_hot_standby") == "on"; { // from major 14 on: pg_is_in_recovery()
+				case standby != (spec.Standby != nil):
+				case !standby:
 					return conn, nil
+				default:
+					var at core.LSN
+					if at, err = postgres.Replayed(ctx, conn); err == nil && at >= spec.Standby.ReplayTo {
+						return conn, nil
+					}
 				}
 				closeConn(ctx, conn)
 			} else {

@@ -59,6 +59,11 @@ func (s *Service) CreateBranch(ctx context.Context, c core.Caller, projectID str
 		}
 		endpoints = append(endpoints, e)
 	}
+	// The first start of the branch is the read_write one's, and so are the URIs.
+	slices.SortStableFunc(endpoints, func(a, b core.Endpoint) int { return -cmp.Compare(a.Type, b.Type) })
+	if err := checkReplicas(branch.ID, endpoints); err != nil {
+		return none, err
+	}
 	if err := s.admit(ctx); err != nil {
 		return none, err
 	}

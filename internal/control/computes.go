@@ -120,6 +120,9 @@ func (s *Service) spec(ctx context.Context, b core.Branch, computeID string, e c
 		spec.PGSettings = e.PGSettings
 		spec.IdleTimeout = idleTimeout(e)
 	}
+	if isReplica(e) {
+		return s.replicaSpec(ctx, b, e, spec)
+	}
 	return spec, nil
 }
 
@@ -139,7 +142,8 @@ func (s *Service) persist(branchID, computeID string) func(context.Context, comp
 	}
 }
 
-// up starts a compute and, on a branch's first start, applies what waits for it. The commit records that.
+// up starts a compute on a branch's own volume and, on the branch's first start, applies what waits for it. The commit
+// records that.
 func (s *Service) up(ctx context.Context, b core.Branch, spec compute.Spec) (compute.Ready, ops.Commit, error) {
 	ready, err := s.Computes.Start(ctx, spec, s.persist(b.ID, spec.EndpointID))
 	if err != nil {
@@ -147,6 +151,7 @@ func (s *Service) up(ctx context.Context, b core.Branch, spec compute.Spec) (com
 	}
 	if len(b.Setup) == 0 {
 		s.readiness.tell(spec.EndpointID)
+		s.primaryChanged(ctx, b)
 		if !b.Promote {
 			return ready, nil, nil
 		}
@@ -231,16 +236,14 @@ func (s *Service) startCompute(ctx context.Context, b core.Branch, op core.Opera
 	if err := s.full.check(); err != nil {
 		return nil, err
 	}
-	spec, err := s.spec(ctx, b, e.ID, e)
-	if err != nil {
-		return nil, err
+	var ready compute.Ready
+	var first ops.Commit
+	background := string(op.Params) != "{}" && !s.readiness.awaited(e.ID) // restarts say why; nobody asked for them
+	if isReplica(e) {
+		ready, err = s.startReplica(ctx, b, e, background)
+	} else {
+		ready, first, err = s.startPrimary(ctx, b, e, background)
 	}
-	spec.Background = string(op.Params) != "{}" && !s.readiness.awaited(e.ID) // restarts say why; nobody asked for them
-	// What interrupted work left running on the volume makes room.
-	if err := s.Computes.Stop(ctx, b.ID, compute.StopFast); err != nil {
-		return nil, err
-	}
-	ready, first, err := s.up(ctx, b, spec)
 	if err != nil {
 		return nil, err
 	}
@@ -256,7 +259,21 @@ func (s *Service) startCompute(ctx context.Context, b core.Branch, op core.Opera
 	}, nil
 }
 
-// down stops a compute; what its catalogs say is committed with the operation's end.
+// startPrimary starts the compute of a branch's read_write endpoint.
+func (s *Service) startPrimary(ctx context.Context, b core.Branch, e core.Endpoint, background bool) (compute.Ready, ops.Commit, error) {
+	spec, err := s.spec(ctx, b, e.ID, e)
+	if err != nil {
+		return compute.Ready{}, nil, err
+	}
+	spec.Background = background
+	// What interrupted work left running on the volume makes room.
+	if err := s.Computes.Stop(ctx, b.ID, compute.StopFast); err != nil {
+		return compute.Ready{}, nil, err
+	}
+	return s.up(ctx, b, spec)
+}
+
+// down stops a compute that runs on a branch's own volume; what its catalogs say is committed with the operation's end.
 func (s *Service) down(ctx context.Context, b core.Branch, computeID string) (ops.Commit, error) {
 	var catalog *postgres.Catalog
 	var size int64
@@ -275,6 +292,7 @@ func (s *Service) down(ctx context.Context, b core.Branch, computeID string) (op
 	if err := s.Computes.Stop(ctx, computeID, compute.StopFast); err != nil {
 		return nil, err
 	}
+	s.primaryChanged(ctx, b) // before its WAL is trimmed
 	s.trim(ctx, ref(b))
 	return func(ctx context.Context, q store.Q) error {
 		if err := q.DeleteHandle(ctx, computeID); err != nil || catalog == nil {
@@ -315,7 +333,16 @@ func (s *Service) suspendCompute(ctx context.Context, b core.Branch, op core.Ope
 			return err
 		}, nil
 	}
-	commit, err := s.down(ctx, b, op.EndpointID)
+	e, err := s.Store.AnyEndpoint(ctx, op.EndpointID)
+	if err != nil && !core.IsKind(err, core.KindNotFound) {
+		return nil, err
+	}
+	commit := func(ctx context.Context, q store.Q) error { return q.DeleteHandle(ctx, op.EndpointID) }
+	if isReplica(e) {
+		err = s.downReplica(ctx, b, e.ID)
+	} else {
+		commit, err = s.down(ctx, b, op.EndpointID)
+	}
 	if err != nil {
 		return nil, err
 	}

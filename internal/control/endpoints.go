@@ -21,9 +21,7 @@ func (s *Service) newEndpoint(ctx context.Context, project core.Project, branchI
 		State: core.EndpointInit, PendingState: core.EndpointActive,
 	}
 	switch p.Type {
-	case core.EndpointReadWrite:
-	case core.EndpointReadOnly:
-		return none, notBuilt("endpoint.type read_only")
+	case core.EndpointReadWrite, core.EndpointReadOnly:
 	default:
 		return none, core.Invalidf("endpoint.type must be one of read_write, read_only")
 	}
@@ -95,6 +93,15 @@ func (s *Service) CreateEndpoint(ctx context.Context, c core.Caller, projectID, 
 	err = s.Store.Tx(ctx, func(q store.Q) error {
 		if _, err := q.LockBranch(ctx, projectID, branchID); err != nil {
 			return err
+		}
+		if isReplica(e) {
+			list, err := q.Endpoints(ctx, projectID, branchID)
+			if err == nil {
+				err = checkReplicas(branchID, append(list, e))
+			}
+			if err != nil {
+				return err
+			}
 		}
 		saved, err := q.InsertEndpoint(ctx, e)
 		if err != nil {
@@ -288,7 +295,7 @@ func idleTimeout(e core.Endpoint) time.Duration {
 func (s *Service) DeleteEndpoint(ctx context.Context, c core.Caller, projectID, id string) (EndpointResult, error) {
 	return s.change(ctx, c, projectID, id, func(q store.Q, e core.Endpoint) (core.Endpoint, []core.Operation, error) {
 		if e.State != core.EndpointActive && e.PendingState == "" {
-			return e, nil, q.DeleteEndpoint(ctx, id)
+			return e, nil, q.DeleteEndpoint(ctx, id) // a replica that sleeps has no files
 		}
 		e, err := q.MarkEndpointDeleting(ctx, id)
 		return e, []core.Operation{newOperation(c, projectID, e.BranchID, id, core.ActionSuspendCompute)}, err

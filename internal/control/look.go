@@ -237,6 +237,9 @@ func owned(inv store.Inventory) owners {
 	}
 	for _, e := range inv.Endpoints {
 		o.names[e.ID] = true
+		if e.Type == core.EndpointReadOnly && (e.State == core.EndpointActive || e.Pending != "" || e.Deleting) {
+			o.volumes[e.ID], o.wal[e.ID] = true, true // a replica that sleeps has no files
+		}
 	}
 	for major := postgres.MinMajor; major <= postgres.MaxMajor; major++ {
 		t := templateRef(major)

@@ -65,7 +65,11 @@ func (s *Service) adoptComputes(ctx context.Context) error {
 		default:
 			s.log.Info("a compute ended while the server was away", "endpoint_id", e.ID)
 			if err = s.Store.EndpointIdle(ctx, e.ID); err == nil {
-				err = s.trimBranch(ctx, e.BranchID)
+				if isReplica(e) {
+					err = s.removeReplica(ctx, e.ID)
+				} else {
+					err = s.trimBranch(ctx, e.BranchID)
+				}
 			}
 		}
 		if err != nil {

@@ -205,15 +205,17 @@ func (s *Service) deleteTimeline(ctx context.Context, b core.Branch) (ops.Commit
 	if err != nil {
 		return nil, err
 	}
-	ids := []string{b.ID}
-	for _, e := range endpoints {
-		ids = append(ids, e.ID)
-	}
-	for _, id := range ids {
-		if err := s.Computes.Stop(ctx, id, compute.StopImmediate); err != nil {
+	for _, e := range append(endpoints, core.Endpoint{ID: b.ID}) {
+		if err := s.Computes.Stop(ctx, e.ID, compute.StopImmediate); err != nil {
 			return nil, err
 		}
-		if err := os.RemoveAll(filepath.Join(s.RunDir, id)); err != nil {
+		if isReplica(e) {
+			s.replicas.stopped(e.ID, true)
+			if err := s.removeReplica(ctx, e.ID); err != nil {
+				return nil, err
+			}
+		}
+		if err := os.RemoveAll(filepath.Join(s.RunDir, e.ID)); err != nil {
 			return nil, core.Wrap(err, "control.delete", "")
 		}
 	}

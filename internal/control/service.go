@@ -86,6 +86,7 @@ type Service struct {
 	full      fullFlag
 	drafts    sync.Map // templates that are being made
 	drift     reconciler
+	replicas  replicas
 
 	stop     context.CancelFunc
 	stopOnce sync.Once

@@ -22,13 +22,18 @@ type Door struct{ s *Service }
 // Door returns the control plane as the front door sees it.
 func (s *Service) Door() Door { return Door{s} }
 
-// Endpoint finds an endpoint by its id; KindNotFound when there is none. running tells whether its compute answers.
+// Endpoint finds an endpoint by its id; KindNotFound when there is none. running tells whether the compute answers that says
+// who may log in: its own, or a replica's primary.
 func (d Door) Endpoint(ctx context.Context, id string) (e core.Endpoint, running bool, err error) {
 	if !core.ValidID(id) {
 		return e, false, core.NotFoundf("endpoint %q not found", clip(id))
 	}
 	if e, err = d.s.Store.Endpoint(ctx, id); err != nil {
 		return e, false, err
+	}
+	if isReplica(e) {
+		_, running, err = d.s.running(ctx, e.BranchID)
+		return e, running, err
 	}
 	_, running = d.s.Computes.Lookup(id)
 	return e, running, nil
@@ -38,12 +43,11 @@ func (d Door) Endpoint(ctx context.Context, id string) (e core.Endpoint, running
 // none. fresh asks the catalog of a running compute instead of its copy; it never wakes one.
 func (d Door) Verifier(ctx context.Context, endpointID, role string, fresh bool) (verifier string, found bool, err error) {
 	if fresh {
-		err := d.s.Computes.Do(ctx, endpointID, func(conn *pgx.Conn) (err error) {
-			verifier, err = postgres.ReadVerifier(ctx, conn, role)
-			return err
-		})
-		if err == nil {
-			return verifier, verifier != "", nil
+		// A replica may be behind: its primary is asked.
+		if spec, up := d.s.Computes.Spec(endpointID); up && spec.Standby == nil {
+			if verifier, err := d.catalogVerifier(ctx, endpointID, role); err == nil {
+				return verifier, verifier != "", nil
+			}
 		}
 		// It stopped in between: the copy was refreshed at that.
 	}
@@ -51,11 +55,27 @@ func (d Door) Verifier(ctx context.Context, endpointID, role string, fresh bool)
 	if err != nil {
 		return "", false, err
 	}
+	if fresh && isReplica(e) {
+		if id, up, err := d.s.running(ctx, e.BranchID); err == nil && up {
+			if verifier, err := d.catalogVerifier(ctx, id, role); err == nil {
+				return verifier, verifier != "", nil
+			}
+		}
+	}
 	r, err := d.s.Store.Role(ctx, e.BranchID, role)
 	if core.IsKind(err, core.KindNotFound) || (err == nil && (r.NoLogin || r.Verifier == "")) {
 		return "", false, nil
 	}
 	return r.Verifier, err == nil, err
+}
+
+// catalogVerifier asks a running compute's catalog; "" for a role that may not log in now.
+func (d Door) catalogVerifier(ctx context.Context, computeID, role string) (verifier string, err error) {
+	err = d.s.Computes.Do(ctx, computeID, func(conn *pgx.Conn) (err error) {
+		verifier, err = postgres.ReadVerifier(ctx, conn, role)
+		return err
+	})
+	return verifier, err
 }
 
 // Wake returns the path of the compute's socket, starting the compute when it sleeps. Concurrent calls share one start. The

@@ -168,7 +168,11 @@ func (w Watcher) ComputeSampled(ctx context.Context, id string, sample compute.S
 		if err != nil {
 			return err
 		}
-		if seen, ok := s.seen.Load(e.BranchID); !ok || seen != sample.Fingerprint {
+		if isReplica(e) { // its catalog is its primary's, a moment ago
+			if err := s.tendReplica(ctx, e); err != nil {
+				return err
+			}
+		} else if seen, ok := s.seen.Load(e.BranchID); !ok || seen != sample.Fingerprint {
 			if err := s.refreshCatalog(ctx, core.Branch{ID: e.BranchID}); err != nil {
 				return err
 			}

@@ -21,7 +21,7 @@ import (
 // sessions of the superuser.
 const (
 	confHead  = "# Written by Bough before every start; changes are lost.\n"
-	hbaConf   = "local all all trust\n"
+	hbaConf   = "local all all trust\nlocal replication " + AdminRole + " trust\n" // the latter is for replicas, which stream as the servers' OS user
 	hbaAdmin  = "local all " + AdminRole + " peer map=platform\n"
 	identConf = "platform %s " + AdminRole + "\n"
 )

@@ -53,7 +53,8 @@ type ControlData struct {
 	BackupStart         core.LSN
 	BackupEnd           core.LSN
 	BackupEndRequired   bool
-	WALSegmentSize      uint64 // bytes
+	Limits              StandbyLimits // of the server that wrote the WAL
+	WALSegmentSize      uint64        // bytes
 	BlockSize           uint32
 	ChecksumVersion     uint32 // 0: no data checksums
 }
@@ -77,6 +78,11 @@ const (
 	offBackupStart       = 152
 	offBackupEnd         = 160
 	offBackupEndRequired = 168
+	offMaxConnections    = 180
+	offMaxWorkers        = 184
+	offMaxSenders        = 188
+	offMaxPrepared       = 192
+	offMaxLocks          = 196
 	offBlockSize         = 216
 	offSegmentSize       = 228
 	offChecksumVersion   = 252
@@ -147,8 +153,12 @@ func parseControl(raw []byte) (ControlData, error) {
 		BackupStart:         core.LSN(u64(offBackupStart)),
 		BackupEnd:           core.LSN(u64(offBackupEnd)),
 		BackupEndRequired:   raw[offBackupEndRequired] != 0,
-		WALSegmentSize:      uint64(u32(offSegmentSize)),
-		BlockSize:           u32(offBlockSize),
-		ChecksumVersion:     u32(offChecksumVersion),
+		Limits: StandbyLimits{
+			Connections: int(u32(offMaxConnections)), Workers: int(u32(offMaxWorkers)), Senders: int(u32(offMaxSenders)),
+			Prepared: int(u32(offMaxPrepared)), Locks: int(u32(offMaxLocks)),
+		},
+		WALSegmentSize:  uint64(u32(offSegmentSize)),
+		BlockSize:       u32(offBlockSize),
+		ChecksumVersion: u32(offChecksumVersion),
 	}, nil
 }

@@ -66,6 +66,7 @@ type ConfigOptions struct {
 	Preload            []string          // libraries to preload, in this order; see PreloadList
 	Database           string            // where libraries that work in one database do; "" means DefaultDatabase
 	PGSettings         map[string]string // the user's own; see CheckSettings
+	Standby            *Standby          // nil for a primary
 }
 
 // Config computes the whole postgresql.conf of a compute, in a stable order. User settings replace computed ones except those
@@ -96,8 +97,8 @@ func Config(o ConfigOptions) []Setting {
 
 		// As clients of the API know it.
 		{"wal_level", walLevel},
-		{"max_wal_senders", "10"},
-		{"max_replication_slots", "10"},
+		{"max_wal_senders", "20"}, // 10 for clients, the rest for replicas
+		{"max_replication_slots", "20"},
 		// A forgotten slot keeps WAL for its consumer: this much, then it is lost (wal_status of pg_replication_slots).
 		{"max_slot_wal_keep_size", "4GB"},
 		{"superuser_reserved_connections", "7"},
@@ -148,7 +149,11 @@ func Config(o ConfigOptions) []Setting {
 			s = append(s, Setting{"pg_stat_statements.max", "1000"})
 		}
 	}
-	return mergeUser(s, o.PGSettings)
+	s = mergeUser(s, o.PGSettings)
+	if o.Standby != nil {
+		s = append(o.Standby.AtLeast.apply(s), o.Standby.settings()...)
+	}
+	return s
 }
 
 // memory is what settings that cannot change while the server runs may plan with, in bytes.

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/boughdb/bough/internal/compute"
+	"github.com/boughdb/bough/internal/control"
 	"github.com/boughdb/bough/internal/core"
 	"github.com/boughdb/bough/internal/storage"
 )
@@ -51,10 +52,8 @@ func newMetrics() *metrics {
 }
 
 // watch adds what is read when somebody looks.
-func (m *metrics) watch(ctx context.Context, computes *compute.Manager, pool *storage.Pool, endpoints func(ctx context.Context) (map[string]int, error),
-	drifts func() map[string]int,
-) {
-	m.registry.MustRegister(&lookCollector{ctx: ctx, computes: computes, pool: pool, endpoints: endpoints, drifts: drifts})
+func (m *metrics) watch(c *lookCollector) {
+	m.registry.MustRegister(c)
 }
 
 func (m *metrics) handler() http.Handler {
@@ -97,6 +96,7 @@ type lookCollector struct {
 	pool      *storage.Pool
 	endpoints func(ctx context.Context) (map[string]int, error)
 	drifts    func() map[string]int
+	replicas  func() map[string]control.ReplicaLag
 }
 
 var (
@@ -106,6 +106,8 @@ var (
 	sizeDesc     = prometheus.NewDesc("bough_compute_size_cu", "Size of a running compute, in compute units.", []string{"endpoint"}, nil)
 	scaledDesc   = prometheus.NewDesc("bough_autoscale_total", "Changes of computes' sizes by their load.", []string{"direction"}, nil)
 	queuedDesc   = prometheus.NewDesc("bough_compute_starts_queued", "Starts of computes that wait for their turn.", nil, nil)
+	lagBytesDesc = prometheus.NewDesc("bough_replica_lag_bytes", "WAL of the primary that a running replica has not replayed.", []string{"endpoint"}, nil)
+	lagDesc      = prometheus.NewDesc("bough_replica_lag_seconds", "Age of the oldest change that a running replica has not replayed.", []string{"endpoint"}, nil)
 	freeDesc     = prometheus.NewDesc("bough_storage_free_bytes", "Free space.", []string{"place"}, nil)
 )
 
@@ -121,6 +123,8 @@ func (c *lookCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- queuedDesc
 	ch <- freeDesc
 	ch <- driftDesc
+	ch <- lagBytesDesc
+	ch <- lagDesc
 }
 
 // Collect implements prometheus.Collector.
@@ -143,6 +147,10 @@ func (c *lookCollector) Collect(ch chan<- prometheus.Metric) {
 		for state, n := range states {
 			ch <- prometheus.MustNewConstMetric(computesDesc, prometheus.GaugeValue, float64(n), state)
 		}
+	}
+	for id, lag := range c.replicas() {
+		ch <- prometheus.MustNewConstMetric(lagBytesDesc, prometheus.GaugeValue, float64(lag.Bytes), id)
+		ch <- prometheus.MustNewConstMetric(lagDesc, prometheus.GaugeValue, lag.Delay.Seconds(), id)
 	}
 	if s, err := c.pool.Space(ctx); err == nil {
 		ch <- prometheus.MustNewConstMetric(freeDesc, prometheus.GaugeValue, float64(s.Host.Free), "host")

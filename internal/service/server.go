@@ -193,7 +193,10 @@ func (s *Server) start(ctx context.Context) error {
 		Recorder:   s.metrics, Log: s.log,
 	})
 	watcher.S = s.control
-	s.metrics.watch(background, computes, pool, s.store.CountEndpoints, s.control.DriftCounts)
+	s.metrics.watch(&lookCollector{
+		ctx: background, computes: computes, pool: pool, endpoints: s.store.CountEndpoints, drifts: s.control.DriftCounts,
+		replicas: s.control.ReplicaLags,
+	})
 	if err := s.control.Recover(ctx); err != nil {
 		return err
 	}
