@@ -192,6 +192,7 @@ func eager() []string { return []string{"--reconcile-every", "200ms", "--reconci
 
 // TestDrift makes every kind of drift by hand that the server repairs by itself.
 func TestDrift(t *testing.T) {
+	top := t // sessions that outlive a step
 	s := start(t, eager()...)
 	other := s.bystander(t)
 	other.branch(t, "") // so that a few orphans are few
@@ -210,6 +211,7 @@ func TestDrift(t *testing.T) {
 	steps := []struct {
 		name, kind, subject string
 		needsRoot           string
+		restarts            bool // the server
 		make                func(t *testing.T)
 		after               func(t *testing.T)
 	}{
@@ -247,7 +249,7 @@ func TestDrift(t *testing.T) {
 		{name: "mode of a socket folder", kind: "access", subject: p.Endpoint, make: func(t *testing.T) {
 			must(t, os.Chmod(filepath.Join(s.runDir(), p.Endpoint), 0o777))
 		}},
-		{name: "deleted handle", kind: "missing_handle", subject: p.Endpoint, make: func(t *testing.T) {
+		{name: "deleted handle", kind: "missing_handle", subject: p.Endpoint, restarts: true, make: func(t *testing.T) {
 			sql(t, db, "delete from handles where compute_id = $1", p.Endpoint)
 		}, after: func(t *testing.T) {
 			pid := s.postmaster(t, p.Branch)
@@ -280,6 +282,15 @@ func TestDrift(t *testing.T) {
 		}, after: func(t *testing.T) { s.settled(t) }},
 		{name: "socket folder of nobody", kind: "stale_socket_folder", subject: "ep-nobody-4", make: func(t *testing.T) {
 			must(t, os.MkdirAll(filepath.Join(s.runDir(), "ep-nobody-4"), 0o700))
+		}},
+		{name: "control group of nobody", kind: "stale_control_group", subject: "ep-nobody-6", make: func(t *testing.T) {
+			groups, _ := filepath.Glob("/sys/fs/cgroup/*/bough/" + filepath.Base(s.runDir()))
+			if len(groups) == 0 {
+				t.Skip("needs control groups")
+			}
+			for _, dir := range groups {
+				must(t, os.Mkdir(filepath.Join(dir, "ep-nobody-6"), 0o755))
+			}
 		}},
 		{name: "log of nobody", kind: "stale_log", subject: "ep-nobody-5.log", make: func(t *testing.T) {
 			path := filepath.Join(s.dir, "log", "ep-nobody-5.log")
@@ -349,11 +360,8 @@ func TestDrift(t *testing.T) {
 				step.after(t)
 			}
 			works(t)
-			if other.conn.IsClosed() { // the server was restarted: its proxy's sessions ended
-				other.conn = s.connect(t, other.URI)
-			}
-			if err := other.conn.Ping(t.Context()); err != nil {
-				other.conn = s.connect(t, other.URI)
+			if step.restarts { // its proxy's sessions ended
+				other.conn = s.connect(top, other.URI)
 			}
 			other.check(t)
 			s.awaitHealth(t)
@@ -382,12 +390,14 @@ func TestDrift(t *testing.T) {
 // copyOfVolume copies a sleeping branch's volume by hand and starts PostgreSQL on it.
 func copyOfVolume(t *testing.T, s *server, branch, name string) {
 	t.Helper()
-	to := s.data(name)
+	to := filepath.Join(s.dir, "pool", "."+name) // it has its name when it is complete: the server does not wait
 	runProgram(t, "cp", "-a", s.data(branch), to)
 	wal := filepath.Join(s.base, name+"-wal")
 	runProgram(t, "cp", "-a", filepath.Join(s.wal(branch), "1"), wal)
 	must(t, os.Remove(filepath.Join(to, "pg_wal")))
 	must(t, os.Symlink(wal, filepath.Join(to, "pg_wal")))
+	must(t, os.Rename(to, s.data(name)))
+	to = s.data(name)
 	version, err := os.ReadFile(filepath.Join(to, "PG_VERSION"))
 	must(t, err)
 	cmd := exec.Command(filepath.Join(postgresBin(t, strings.TrimSpace(string(version))), "postgres"), "-D", to, "-k", s.base, "-p", "54329", "-c", "listen_addresses=")
@@ -424,6 +434,7 @@ func postgresBin(t *testing.T, major string) string {
 
 // TestDriftThatIsReported makes drifts that only a person can decide on.
 func TestDriftThatIsReported(t *testing.T) {
+	top := t // sessions that outlive a step
 	s := start(t, eager()...)
 	other := s.bystander(t)
 	p := s.project(t)
@@ -494,6 +505,24 @@ func TestDriftThatIsReported(t *testing.T) {
 			must(t, os.Remove(s.data("br-doubt-1")))
 			return func() { must(t, os.WriteFile(path, raw, 0o600)) }
 		}},
+		{"control database restored from a backup", "identity", "control-position", func(t *testing.T) func() {
+			path := filepath.Join(s.dir, "control-position")
+			raw, err := os.ReadFile(path)
+			must(t, err)
+			var seen map[string]any
+			must(t, json.Unmarshal(raw, &seen))
+			seen["lsn"] = 1 << 50 // as if the data directory had seen it there
+			raw, err = json.Marshal(seen)
+			must(t, err)
+			must(t, os.WriteFile(path, raw, 0o600))
+			must(t, os.Mkdir(s.data("br-newer-1"), 0o700)) // a branch that the backup does not know
+			s.awaitReport(t, "orphan_volume", "br-newer-1")
+			s.Restart()
+			s.awaitReport(t, "orphan_volume", "br-newer-1")
+			other.conn = s.connect(top, other.URI)
+			db = s.controlDB(top)
+			return func() { must(t, os.Remove(path)); s.awaitRepair(t, "orphan_volume", "br-newer-1") }
+		}},
 		{"key of the passwords gone", "secrets", "passwords.key", func(t *testing.T) func() {
 			return aside(t, filepath.Join(s.dir, "keys", "passwords.key"))
 		}},
@@ -523,7 +552,7 @@ func TestDriftThatIsReported(t *testing.T) {
 	// Each was logged once, not at every look.
 	log, err := os.ReadFile(s.logFile())
 	must(t, err)
-	if n := strings.Count(string(log), "kind=missing_volume"); n != 1 {
+	if n := strings.Count(string(log), "kind=missing_volume"); n != 1 { // it was before the restart
 		t.Errorf("missing_volume was logged %d times", n)
 	}
 }

@@ -166,6 +166,9 @@ func statusCommand() *cobra.Command {
 			}
 			fmt.Printf("control database  %s\ncomputes running  %d\n", control, st.Computes)
 			fmt.Printf("free space        %.1f GiB on the disk, %.1f GiB in the pool (%s)\n", gib(st.HostFree), gib(st.PoolFree), st.Pool)
+			if st.Drifts > 0 {
+				fmt.Printf("findings          %d; see: bough doctor\n", st.Drifts)
+			}
 			return nil
 		},
 	}

@@ -1,5 +1,11 @@
 package compute
 
+import (
+	"context"
+
+	"github.com/boughdb/bough/internal/core"
+)
+
 // Unit is a compute that a Manager knows of: one that starts, runs or stops.
 type Unit struct {
 	EndpointID string
@@ -23,4 +29,23 @@ func (m *Manager) Units() []Unit {
 		out = append(out, unit)
 	}
 	return out
+}
+
+// Groups lists the computes that have a control group, whether or not they run.
+func (m *Manager) Groups() ([]string, error) {
+	if m.opts.Groups == nil {
+		return nil, nil
+	}
+	return m.opts.Groups.IDs()
+}
+
+// RemoveGroup removes the control group of a compute that does not run. The caller keeps it from being started meanwhile.
+func (m *Manager) RemoveGroup(ctx context.Context, id string) error {
+	m.mu.Lock()
+	_, known := m.units[id]
+	m.mu.Unlock()
+	if known || m.opts.Groups == nil {
+		return nil
+	}
+	return core.Wrap(m.opts.Groups.Group(id).Remove(ctx), "compute.group", "")
 }

@@ -47,6 +47,12 @@ func (l *look) checkComputes() []Finding {
 			Will:    "take the compute over if it runs, else remove the record",
 			Repair:  l.fix(func(ctx context.Context, s *Service) error { return s.settleHandle(ctx, h) })})
 	}
+	for _, id := range l.groups {
+		if !slices.ContainsFunc(l.units, unitOf(id)) && !l.busy[l.endpoints[id].BranchID] && !l.busy[id] {
+			out = append(out, Finding{Kind: DriftGroup, Subject: id, Problem: fmt.Sprintf("The control group of %s is left, and its compute does not run.", id), Will: "remove it",
+				Repair: l.fix(func(ctx context.Context, s *Service) error { return s.removeGroup(ctx, id, l.endpoints[id].BranchID) })})
+		}
+	}
 	up := map[string]bool{}
 	for _, u := range l.units {
 		if !u.Running {

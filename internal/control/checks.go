@@ -50,6 +50,7 @@ const (
 	DriftControlDatabase  DriftKind = "control_database"
 	DriftEnvironment      DriftKind = "environment"
 	DriftServer           DriftKind = "server"
+	DriftGroup            DriftKind = "stale_control_group"
 	stuckAfter                      = 15 * time.Second // the queue looks every 5
 	slowAfter                       = 10 * time.Minute
 	keepLogs                        = 24 * time.Hour // of endpoints that were deleted
@@ -64,7 +65,7 @@ var driftKinds = map[DriftKind]Severity{
 	DriftLostCompute: Warning, DriftUnknownCompute: Warning, DriftEndpointState: Warning, DriftMissingHandle: Warning,
 	DriftStaleHandle: Notice, DriftSocket: Warning, DriftSocketDir: Notice, DriftLog: Notice, DriftStuckOperation: Warning,
 	DriftSlowOperation: Warning, DriftPending: Warning, DriftMissingMajor: Warning, DriftSpace: Critical, DriftAdminFile: Warning,
-	DriftSecrets: Critical, DriftControlDatabase: Critical, DriftEnvironment: Warning, DriftServer: Critical,
+	DriftSecrets: Critical, DriftControlDatabase: Critical, DriftEnvironment: Warning, DriftServer: Critical, DriftGroup: Notice,
 }
 
 // check compares. It changes nothing; what it returns may be work that is under way, which a second look tells.
@@ -128,6 +129,10 @@ func (l *look) checkPool() []Finding {
 
 // checkIdentity decides whether what no row owns may be removed.
 func (l *look) checkIdentity() []Finding {
+	return append(l.checkSameDatabase(), l.checkPosition()...)
+}
+
+func (l *look) checkSameDatabase() []Finding {
 	raw, err := os.ReadFile(filepath.Join(l.DataDir, "identity"))
 	id, known := strings.TrimSpace(string(raw)), l.inv.Meta["data_directory"]
 	if err == nil && id == known {
@@ -201,7 +206,11 @@ func (l *look) checkFiles() []Finding {
 // checkBranches finds rows without files, and files that are not as they should be.
 func (l *look) checkBranches() []Finding {
 	var out []Finding
+	own := owned(l.inv)
 	for _, id := range sorted(slices.Collect(maps.Keys(l.volumes))) {
+		if !own.volumes[id] {
+			continue
+		}
 		out = append(out, l.checkAccess(filepath.Join(l.Volumes, id), l.volumes[id])...)
 	}
 	for _, b := range l.inv.Branches {
@@ -279,6 +288,9 @@ func (l *look) checkTemplates() []Finding {
 		def, err := l.s.build(0)
 		if (volume && wal) || (!volume && (err != nil || def.Major != build.Major)) {
 			continue // the templates of other majors are made when they are needed
+		}
+		if l.draftOf(t.Volume) {
+			continue
 		}
 		problem := fmt.Sprintf("There is no template for new projects with PostgreSQL %d.", build.Major)
 		if volume {

@@ -49,6 +49,7 @@ type look struct {
 	sockets   map[string]*volume   // folders in RunDir
 	procs     []compute.Found
 	units     []compute.Unit
+	groups    []string // computes that have a control group
 
 	rows      bool // the inventory was read
 	inv       store.Inventory
@@ -118,6 +119,9 @@ func (l *look) gather(ctx context.Context) error {
 		l.skip("WAL directories, logs and sockets", err)
 	}
 	if l.s != nil {
+		if l.groups, err = l.s.Computes.Groups(); err != nil {
+			l.skip("control groups", err)
+		}
 		l.units = l.s.Computes.Units()
 	}
 	if l.Rows != nil {
@@ -260,6 +264,18 @@ func (l *look) draftInUse(id string) bool {
 	}
 	_, busy := l.s.drafts.Load(id)
 	return busy
+}
+
+// draftOf tells whether a template of that name is being made.
+func (l *look) draftOf(template string) bool {
+	found := false
+	if l.s != nil {
+		l.s.drafts.Range(func(name, _ any) bool {
+			found = strings.HasPrefix(name.(string), template+"-draft-")
+			return !found
+		})
+	}
+	return found
 }
 
 // readNames lists a folder; one that does not exist is empty.

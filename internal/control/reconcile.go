@@ -95,6 +95,8 @@ type reconciler struct {
 	look  sync.Mutex // one look at a time
 	nudge chan struct{}
 
+	positioned time.Time // see checkPosition; used under look
+
 	mu       sync.Mutex
 	open     map[string]*Drift
 	repaired []Drift
@@ -152,6 +154,15 @@ func (s *Service) Look(ctx context.Context) (Report, error) {
 		s.outcome(ctx, f, err)
 	}
 	return s.drift.report(began, l), nil
+}
+
+// OpenDrifts is how many differences the last look and the one before have seen.
+func (s *Service) OpenDrifts() int {
+	n := 0
+	for _, count := range s.DriftCounts() {
+		n += count
+	}
+	return n
 }
 
 // FreshReport looks now. What it sees for the first time it looks at twice, because much of what a single look sees is work

@@ -145,6 +145,9 @@ func (s *Service) endStray(ctx context.Context, p compute.Found) error {
 
 // setAccess gives a folder of the computes its owner and mode.
 func setAccess(path string, uid, gid int) error {
+	if missing(path) {
+		return errNothing
+	}
 	err := os.Chmod(path, 0o700)
 	if uid >= 0 {
 		err = errors.Join(err, os.Lchown(path, uid, gid))
@@ -243,6 +246,19 @@ func (s *Service) recordHandle(ctx context.Context, endpointID, branchID string)
 		}
 	}
 	return errNothing
+}
+
+// removeGroup removes the control group of an endpoint that sleeps; branchID is "" for one that does not exist.
+func (s *Service) removeGroup(ctx context.Context, id, branchID string) error {
+	if branchID == "" {
+		branchID = id // work on a branch without an endpoint
+	}
+	unlock, ok := s.locks.tryLock(branchID)
+	if !ok {
+		return errBusy
+	}
+	defer unlock()
+	return s.Computes.RemoveGroup(ctx, id)
 }
 
 // stopUnknown stops a compute whose endpoint is gone, or whose work is over.

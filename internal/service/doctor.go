@@ -119,6 +119,11 @@ func (d *doctor) online(st Status, facts ServerFacts) {
 	} else {
 		d.ok("PostgreSQL: %s", strings.Join(facts.Builds, ", "))
 	}
+	if facts.Sizes == "enforced" {
+		d.ok("compute sizes: enforced by control groups")
+	} else {
+		d.note("The sizes of computes are %s.", facts.Sizes)
+	}
 	d.space(facts.Space, facts.Backend, false)
 	d.certificate(facts.CertExpires, facts.LocalCA)
 	if facts.Resolves {

@@ -161,6 +161,7 @@ type Status struct {
 	PGAddr    string     `json:"pg_addr,omitempty"`
 	Sizes     string     `json:"compute_sizes,omitempty"` // whether they are enforced
 	Computes  int        `json:"computes"`                // that run
+	Drifts    int        `json:"findings"`                // of the server's last look; see bough doctor
 	ControlDB bool       `json:"control_database"`
 	Pool      string     `json:"pool"` // file system of the volumes
 	PoolFree  int64      `json:"pool_free_bytes"`
@@ -186,6 +187,9 @@ func Look(ctx context.Context, dir string) (Status, error) {
 		}
 	}
 	if st.PID != 0 && st.APIURL != "" {
+		ask, cancel := context.WithTimeout(ctx, 2*time.Second)
+		_ = askServer(ask, l, "/drifts", &st.Drifts) // bough doctor says when it does not answer
+		cancel()
 		st.Healthy, st.Problem = healthy(ctx, strings.TrimSuffix(st.APIURL, "/api/v2")+"/healthz")
 	}
 	driver, err := local.New(nil, slog.New(slog.DiscardHandler))

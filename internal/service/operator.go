@@ -92,6 +92,7 @@ type ServerFacts struct {
 	Backend     string         `json:"backend"`
 	Space       storage.Space  `json:"space"`
 	Builds      []string       `json:"postgres"`
+	Sizes       string         `json:"compute_sizes"` // whether they are enforced, in words
 	CertExpires time.Time      `json:"certificate_expires"`
 	LocalCA     bool           `json:"local_authority"` // renews by itself
 }
@@ -103,7 +104,7 @@ func (s *Server) operatorHandler() http.Handler {
 		report, err := s.control.FreshReport(r.Context())
 		if err == nil {
 			facts := ServerFacts{
-				Report: report, Domain: s.cfg.Domain, Resolves: s.control.Addressing.Resolves, Backend: s.storage,
+				Report: report, Domain: s.cfg.Domain, Resolves: s.control.Addressing.Resolves, Backend: s.storage, Sizes: s.sizes,
 				CertExpires: s.certificates.Leaf().NotAfter, LocalCA: s.certificates.CAFile() != "",
 			}
 			facts.Space, err = s.control.Volumes.Space(r.Context())
@@ -118,6 +119,10 @@ func (s *Server) operatorHandler() http.Handler {
 		}
 		s.log.Warn("cannot tell the operator", "error", err)
 		http.Error(w, core.UserMessage(err), http.StatusServiceUnavailable)
+	})
+	mux.HandleFunc("GET /drifts", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(s.control.OpenDrifts()) // the reader is gone
 	})
 	return mux
 }

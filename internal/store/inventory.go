@@ -21,6 +21,15 @@ type Inventory struct {
 	Endpoints []InventoryEndpoint
 	Handles   []Handle
 	Open      []InventoryOperation // in order
+	// Position is where the control database is in its history; zero when it does not tell.
+	Position Position
+}
+
+// Position is a moment in the history of a PostgreSQL cluster. One that was restored from a backup is at an earlier one, or
+// has another history.
+type Position struct {
+	System string   `json:"system"` // the cluster's identifier, given by initdb
+	LSN    core.LSN `json:"lsn"`
 }
 
 // InventoryProject is a project, also while it is being deleted.
@@ -138,6 +147,14 @@ func inventory(ctx context.Context, pool *pgxpool.Pool) (Inventory, error) {
 			}, int64(instanceLocks))
 		return err
 	})
+	if err == nil {
+		// Beside the transaction: a database that does not let its user ask is left out, not failed.
+		var lsn string
+		row := pool.QueryRow(ctx, "SELECT system_identifier::text, pg_current_wal_flush_lsn()::text FROM pg_control_system()")
+		if row.Scan(&inv.Position.System, &lsn) == nil {
+			inv.Position.LSN, err = core.ParseLSN(lsn)
+		}
+	}
 	return inv, internal(err)
 }
 
