@@ -47,10 +47,7 @@ func Open(name string) (*Tree, error) {
 }
 
 func open(name string, m mounts) (*Tree, error) {
-	t := &Tree{version: 1, name: name, cpu: m.v1["cpu"], acct: m.v1["cpuacct"], memory: m.v1["memory"]}
-	if hasControllers(m.v2) {
-		t = &Tree{version: 2, name: name, cpu: m.v2, acct: m.v2, memory: m.v2}
-	}
+	t := choose(name, m)
 	if t.cpu == "" || t.acct == "" || t.memory == "" {
 		return nil, unusable("no mounted hierarchy has the controllers cpu and memory", nil)
 	}
@@ -81,6 +78,14 @@ func open(name string, m mounts) (*Tree, error) {
 	return t, nil
 }
 
+// choose takes version 2 where it has the controllers.
+func choose(name string, m mounts) *Tree {
+	if hasControllers(m.v2) {
+		return &Tree{version: 2, name: name, cpu: m.v2, acct: m.v2, memory: m.v2}
+	}
+	return &Tree{version: 1, name: name, cpu: m.v1["cpu"], acct: m.v1["cpuacct"], memory: m.v1["memory"]}
+}
+
 func unusable(why string, err error) error {
 	return &core.Error{Kind: core.KindPrecondition, Op: "cgroup.open", Message: why, Err: err}
 }
@@ -88,9 +93,9 @@ func unusable(why string, err error) error {
 // Version is that of the kernel's interface: 1 or 2.
 func (t *Tree) Version() int { return t.version }
 
-// roots are the mount points of the hierarchies, each once.
+// roots are the mount points of the hierarchies, each once; those that are not mounted are left out.
 func (t *Tree) roots() []string {
-	roots := []string{t.cpu, t.acct, t.memory}
+	roots := slices.DeleteFunc([]string{t.cpu, t.acct, t.memory}, func(dir string) bool { return dir == "" })
 	slices.Sort(roots)
 	return slices.Compact(roots)
 }
@@ -191,7 +196,10 @@ func (t *Tree) IDs() ([]string, error) {
 func Lift(name string) error {
 	return existing(name, func(t *Tree, id string) error {
 		g := t.Group(id)
-		return errors.Join(g.SetCPU(0, 1), g.SetMemory(0, 0))
+		if err := errors.Join(g.SetCPU(0, 1), g.SetMemory(0, 0)); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil // its compute has just ended
 	})
 }
 
@@ -230,13 +238,9 @@ func existing(name string, fn func(t *Tree, id string) error) error {
 func find(name string) (*Tree, error) {
 	raw, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		return nil, nil
+		return nil, core.Wrap(err, "cgroup.find", "")
 	}
-	m := parseMounts(string(raw))
-	t := &Tree{version: 1, name: name, cpu: m.v1["cpu"], acct: m.v1["cpuacct"], memory: m.v1["memory"]}
-	if hasControllers(m.v2) {
-		t = &Tree{version: 2, name: name, cpu: m.v2, acct: m.v2, memory: m.v2}
-	}
+	t := choose(name, parseMounts(string(raw)))
 	for _, dir := range t.below(filepath.Join(top, name)) {
 		if _, err := os.Stat(dir); err == nil {
 			return t, nil
