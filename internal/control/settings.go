@@ -49,7 +49,8 @@ func (s *Service) checkSettings(ctx context.Context, project core.Project, minCU
 		return err
 	}
 	return s.Inspector.Check(ctx, s.Computes.Config(compute.Spec{
-		Build: build, Size: postgres.SizeSpec{MinCU: minCU, MaxCU: maxCU}, Preload: preloadOf(project.Settings).list(build), PGSettings: settings,
+		Build: build, Size: postgres.SizeSpec{MinCU: minCU, MaxCU: maxCU}, Preload: preloadOf(project.Settings).list(build),
+		LogicalReplication: logicalReplication(project.Settings), PGSettings: settings,
 	}), s.Volumes.Path(templateRef(build.Major).Volume))
 }
 

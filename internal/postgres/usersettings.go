@@ -100,6 +100,8 @@ func refusedSetting(key, value string) string {
 	switch {
 	case key == "io_method" && strings.EqualFold(value, "io_uring"):
 		return "not every machine lets computes start with io_uring; worker and sync are accepted"
+	case key == "max_slot_wal_keep_size" && strings.HasPrefix(strings.TrimSpace(value), "-"):
+		return "without a limit one forgotten slot fills the disk for all"
 	case key == "pg_partman_bgw.role" && slices.ContainsFunc(strings.Split(value, ","), func(r string) bool { return ReservedRole(strings.Trim(r, ` "`)) }):
 		return "maintenance must run as a role of yours"
 	}
