@@ -164,6 +164,35 @@ func TestSettings(t *testing.T) {
 	s.settled(t)
 }
 
+// TestSettingsThatStopTheStart makes settings, and data that needs them, such that the compute cannot start without them: it
+// says why, and starts once they are back.
+func TestSettingsThatStopTheStart(t *testing.T) {
+	s := start(t)
+	p := s.project(t)
+	p.patch(t, `{"settings":{"pg_settings":{"max_prepared_transactions":"5"}}}`)
+	conn := s.connect(t, p.URI)
+	sql(t, conn, "create table kept as select 1 as n")
+	for i := range 3 {
+		sql(t, conn, "begin")
+		sql(t, conn, "insert into kept values (2)")
+		sql(t, conn, fmt.Sprintf("prepare transaction 'p%d'", i))
+	}
+	p.suspend(t, p.Endpoint)
+	if ops := p.patch(t, `{"settings":{"pg_settings":{"max_prepared_transactions":"2"}}}`); len(ops) > 0 {
+		t.Errorf("operations: %s", actions(ops))
+	}
+	if _, err := s.tryConnect(t, p.URI); err == nil || !strings.Contains(err.Error(), "max_prepared_transactions") {
+		t.Errorf("a compute that cannot start: %v", err)
+	}
+	p.patch(t, `{"settings":{"pg_settings":{"max_prepared_transactions":"5"}}}`)
+	conn = s.connect(t, p.URI)
+	sql(t, conn, "commit prepared 'p0'")
+	if n := value[int](t, conn, "select count(*) from kept"); n != 2 {
+		t.Errorf("%d rows", n)
+	}
+	s.settled(t)
+}
+
 // TestRefusedSettings sends what must not be accepted: each is refused with its reason, and running computes do not notice.
 func TestRefusedSettings(t *testing.T) {
 	s := start(t)

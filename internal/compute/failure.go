@@ -98,8 +98,33 @@ func (m *Manager) explain(ctx context.Context, cause error, logFile string, offs
 		e.Message = "The compute could not start: the machine has not enough memory for its size. Make the compute smaller or suspend others."
 	default:
 		e.Message = "The compute could not start: PostgreSQL ended during start-up. Try again; the server's log has the reason."
+		if said := lastWords(tail); said != "" {
+			e.Message = "The compute could not start: PostgreSQL says: " + said + ". If the endpoint's pg_settings are the cause, correct them and start it again."
+		}
 	}
 	return e
+}
+
+// The reason of a server process that is no session's: those have a role and a database between pid and severity.
+var (
+	fatalWords = regexp.MustCompile(`(?m)\[\d+\] FATAL:  ([^\n]{1,300})$`)
+	hintWords  = regexp.MustCompile(`(?m)\[\d+\] HINT:  ([^\n]{1,300})$`)
+)
+
+// lastWords is what a server that ended gave as its reason, "" when that is not for users, who learn no paths.
+func lastWords(tail string) string {
+	fatal := fatalWords.FindStringSubmatchIndex(tail)
+	if fatal == nil {
+		return ""
+	}
+	said := tail[fatal[2]:fatal[3]]
+	if hint := hintWords.FindStringSubmatch(tail[fatal[1]:]); hint != nil {
+		said += " (" + strings.TrimSuffix(hint[1], ".") + ")"
+	}
+	if strings.Contains(said, "/") {
+		return ""
+	}
+	return said
 }
 
 func itoa(n int) string { return strconv.Itoa(n) }
