@@ -120,7 +120,7 @@ func TestBadInput(t *testing.T) {
 	if _, err := s.RevokeAPIKey(t.Context(), revoked.ID); err != nil {
 		t.Fatal(err)
 	}
-	before := s.trace(t)
+	before, pid := s.trace(t), s.postmaster(t, p.Branch)
 	long := func(n int) string { return strings.Repeat("x", n) }
 
 	for name, c := range map[string]struct {
@@ -206,6 +206,9 @@ func TestBadInput(t *testing.T) {
 	}
 	if after := s.trace(t); after != before {
 		t.Errorf("refused calls left a trace.\nbefore:\n%s\nafter:\n%s", before, after)
+	}
+	if now := s.postmaster(t, p.Branch); now != pid {
+		t.Error("refused calls restarted a compute")
 	}
 	if now, err := s.Branch(t.Context(), p.ID, child.ID); err != nil || now.Name != info.Name {
 		t.Errorf("branch %s is named %s, was %s: %v", child.ID, now.Name, info.Name, err)
