@@ -197,7 +197,7 @@ func (s *Service) watchSpace(ctx context.Context) {
 				s.log.Warn("cannot flush a full pool", "error", err)
 			}
 		}
-		space, err := s.Volumes.Space(ctx)
+		space, err := s.Volumes.MakeRoom(ctx)
 		switch full := err == nil && space.Level == storage.LevelCritical; {
 		case err != nil:
 			if ctx.Err() == nil {

@@ -12,10 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The ioctls of linux/btrfs.h that volumes need. All are _IOW(0x94, n, 4096 bytes), which has one value on every
+// The ioctls of linux/btrfs.h that volumes need: _IOW or _IOWR(0x94, n, size of the argument), which has one value on every
 // architecture that Go's amd64 and arm64 ports share.
 const (
+	btrfsIocResize       = 0x50009403
 	btrfsIocSubvolCreate = 0x5000940e
+	btrfsIocSpaceInfo    = 0xc0109414
+	btrfsIocDevInfo      = 0xd000941e
 	btrfsIocSnapDestroy  = 0x5000940f
 	btrfsIocSnapCreateV2 = 0x50009417
 

@@ -67,7 +67,7 @@ func imageOptions(t *testing.T, dir string, small bool) Options {
 		size = 160 * mib
 	}
 	t.Cleanup(func() { unmountForTest(t, dir) })
-	return Options{Dir: dir, Backend: BackendBtrfs, SizeBytes: size, UID: -1, GID: -1, HostReserve: mib, PoolReserve: mib}
+	return Options{Dir: dir, Backend: BackendBtrfs, SizeBytes: size, LimitBytes: size, UID: -1, GID: -1, HostReserve: mib, PoolReserve: mib}
 }
 
 func reflinkOptions(t *testing.T, fsType string, small bool) Options {

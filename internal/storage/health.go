@@ -104,6 +104,11 @@ func mountDevice(opts Options, device string) error {
 	data := "discard=async"
 	if opts.Preallocate {
 		data = "nodiscard"
+		// Neither by fstrim: it would punch holes into what is reserved.
+		limit := filepath.Join("/sys/block", filepath.Base(device), "queue", "discard_max_bytes")
+		if err := os.WriteFile(limit, []byte("0"), 0); err != nil {
+			opts.Log.Warn("cannot turn off discards of the preallocated pool image; fstrim would give its space back", "error", err)
+		}
 	}
 	if err := unix.Mount(device, poolPath(opts.Dir), "btrfs", unix.MS_NOATIME|unix.MS_NODEV|unix.MS_NOSUID, data); err != nil {
 		return fmt.Errorf("mount %s at %s: %w", imagePath(opts.Dir), poolPath(opts.Dir), err)
@@ -143,14 +148,17 @@ func (p *Pool) RemoveLeftover(ctx context.Context, name string) error {
 	return wrap(p.backend.Remove(ctx, path), "storage.leftovers", "")
 }
 
-// SpaceOf reads how much room there is in a data directory whose reserves are the default ones. It needs no open Pool.
+// SpaceOf reads how much room there is in a data directory, with the reserves of its last server. It needs no open Pool.
 func SpaceOf(dir string) (Space, error) {
 	var s Space
-	var err error
-	if s.Host, err = roomOf(dir, 0); err != nil {
+	m, err := readMarker(dir)
+	if err != nil {
 		return s, wrap(err, "storage.space", "")
 	}
-	if s.Pool, err = roomOf(poolPath(dir), 0); err != nil {
+	if s.Host, err = roomOf(dir, m.HostReserve); err != nil {
+		return s, wrap(err, "storage.space", "")
+	}
+	if s.Pool, err = roomOf(poolPath(dir), m.PoolReserve); err != nil {
 		return s, wrap(err, "storage.space", "")
 	}
 	s.Level = max(s.Host.Level(), s.Pool.Level())

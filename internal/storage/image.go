@@ -23,11 +23,26 @@ const (
 	loopMajor       = 7
 	loopBlockSize   = 4096 // btrfs's sector; direct I/O needs requests aligned to the disk's, which is never larger here
 	minImageSize    = gib
+	firstImageSize  = 16 * gib
 	unmountPatience = 30 * time.Second
 )
 
-// mountImage makes sure that DIR/pool is the mounted image DIR/pool.img.
+// mountImage makes sure that DIR/pool is the mounted image DIR/pool.img, in full.
 func mountImage(ctx context.Context, opts Options) error {
+	if err := findOrMount(ctx, opts); err != nil {
+		return err
+	}
+	// A crash may have interrupted its growth; without the rest the pool works.
+	if err := completeGrowth(opts.Dir); err != nil {
+		opts.Log.WarnContext(ctx, "cannot complete the growth of the pool image", "error", err)
+	}
+	if opts.Preallocate {
+		fillHoles(ctx, opts.Log, opts.Dir)
+	}
+	return nil
+}
+
+func findOrMount(ctx context.Context, opts Options) error {
 	pool, image := poolPath(opts.Dir), imagePath(opts.Dir)
 	m, err := mountOf(pool)
 	if err != nil {
@@ -139,8 +154,8 @@ func makeImage(ctx context.Context, opts Options) (err error) {
 	return syncPath(opts.Dir)
 }
 
-// imageSize is the size of a new image. A sparse one may grow to all that the host has free beyond its reserve; a
-// preallocated one takes half of it, because WAL and the control database live beside it.
+// imageSize is the first size of a new image. It grows when it is needed, so that what the pool says is free is what the
+// host has; a preallocated one takes half of that at most, because WAL and the control database live beside it.
 func imageSize(opts Options) (int64, error) {
 	if opts.SizeBytes > 0 {
 		return opts.SizeBytes, nil
@@ -153,7 +168,10 @@ func imageSize(opts Options) (int64, error) {
 	if opts.Preallocate {
 		size /= 2
 	}
-	return max(size/gib*gib, minImageSize), nil
+	if opts.LimitBytes > 0 {
+		size = min(size, opts.LimitBytes)
+	}
+	return max(min(size, firstImageSize)/gib*gib, minImageSize), nil
 }
 
 // findTool looks on PATH and where Debian keeps administrators' tools, which an ordinary PATH leaves out.

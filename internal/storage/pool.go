@@ -37,7 +37,8 @@ type Options struct {
 	Dir         string // the data directory; made when missing
 	Backend     string // auto (the default), btrfs, reflink or copy
 	Preallocate bool   // reserve the image's space on the host when it is made, and never give it back
-	SizeBytes   int64  // size of a new image; 0 chooses from the host's free space
+	SizeBytes   int64  // first size of a new image; 0 chooses from the host's free space
+	LimitBytes  int64  // size up to which the image grows by itself; 0: as far as the host has room
 	UID, GID    int    // owner of new volumes; -1 leaves the owner alone
 	HostReserve int64  // bytes to keep free on the host's file system; 0 chooses
 	PoolReserve int64  // bytes to keep free in the pool; 0 chooses
@@ -49,8 +50,12 @@ type Options struct {
 type Pool struct {
 	opts    Options
 	backend Backend
+	image   bool // the volumes are in a mounted image
 	log     *slog.Logger
 	staged  sync.Map // paths in staging that a call works on
+
+	growth    sync.Mutex // held while the image grows
+	growAfter time.Time  // guarded by growth
 }
 
 // Open makes or finds the pool of a data directory: it mounts what must be mounted, removes what a crash left half-made,
@@ -75,7 +80,15 @@ func Open(ctx context.Context, opts Options) (*Pool, error) {
 	if err != nil {
 		return nil, wrap(err, "storage.open", "")
 	}
+	if opts, err = noteOptions(ctx, opts); err != nil {
+		return nil, wrap(err, "storage.open", "")
+	}
 	p := &Pool{opts: opts, backend: backend, log: opts.Log}
+	if img, err := readImage(dir); err == nil {
+		p.image = img.loop != ""
+	} else if !notExist(err) {
+		return nil, wrap(err, "storage.open", "")
+	}
 	for _, d := range []string{p.volumes(), p.staging()} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return nil, wrap(err, "storage.open", "")

@@ -14,8 +14,8 @@ import (
 	"github.com/boughdb/bough/internal/core"
 )
 
-// reflinkWorkers is how many files share their blocks at a time. A clone of a file costs the processor little and waits for
-// the source's dirty pages, so there are more than processors.
+// reflinkWorkers is how many files are cloned at a time. Measured on two processors and XFS, a cluster of 1 000 files, idle:
+// 1: 91 ms, 2: 63 ms, 4: 35 ms, 8: 65 ms; under pgbench 381, 263, 307 and 391 ms.
 const reflinkWorkers = 4
 
 // reflinkBackend keeps a volume as a plain folder and clones it file by file with FICLONE (ioctl_ficlone(2)): the copy shares
@@ -111,7 +111,8 @@ func (b reflinkBackend) Clone(ctx context.Context, src, dst string) error {
 	if n := copied.Load(); n > 0 {
 		b.log.WarnContext(ctx, "files were copied that could not share their blocks", "volume", filepath.Base(src), "files", n, "bytes", bytes.Load())
 	}
-	// FICLONE has written the source's dirty pages; names, modes and the list of shared blocks are in memory still.
+	// FICLONE has written the source's dirty pages; the copy's names, modes and lists of blocks may be in memory still. One
+	// flush of the file system: 3 ms idle and 12–137 ms beside pgbench, where an fsync of each file took 400 and 3 000.
 	return syncFS(dst)
 }
 

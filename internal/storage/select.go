@@ -17,6 +17,33 @@ import (
 type marker struct {
 	Backend      string `json:"backend"`
 	Preallocated bool   `json:"preallocated,omitempty"`
+	// What the last server was told, for programs beside it.
+	Limit       int64 `json:"limit_bytes,omitempty"`
+	HostReserve int64 `json:"host_reserve_bytes,omitempty"`
+	PoolReserve int64 `json:"pool_reserve_bytes,omitempty"`
+}
+
+// options are those of the pool as it is.
+func (m marker) options(dir string) Options {
+	return Options{Dir: dir, Backend: m.Backend, Preallocate: m.Preallocated, LimitBytes: m.Limit,
+		HostReserve: m.HostReserve, PoolReserve: m.PoolReserve, UID: -1, GID: -1}
+}
+
+// noteOptions records what this start was told, and returns how the pool was made.
+func noteOptions(ctx context.Context, opts Options) (Options, error) {
+	m, err := readMarker(opts.Dir)
+	if err != nil {
+		return opts, err
+	}
+	opts.Preallocate = m.Preallocated
+	now := m
+	now.Limit, now.HostReserve, now.PoolReserve = opts.LimitBytes, opts.HostReserve, opts.PoolReserve
+	if now != m {
+		if err := writeMarker(opts.Dir, now); err != nil { // a full disk must open, to be emptied
+			opts.Log.WarnContext(ctx, "cannot note the storage options", "error", err)
+		}
+	}
+	return opts, nil
 }
 
 func poolPath(dir string) string   { return filepath.Join(dir, "pool") }
