@@ -62,7 +62,7 @@ func smallHost(t *testing.T) *server {
 			t.Fatalf("%v: %v\n%s", argv, err, out)
 		}
 	}
-	s := prepareIn(t, logs, filepath.Join(host, "data"), "btrfs", "--storage-size", "1536MiB",
+	s := prepareIn(t, logs, filepath.Join(host, "data"), "btrfs", "--storage-size", "1536MiB", "--storage-limit", "1536MiB",
 		"--host-reserve", fmt.Sprint(hostReserve), "--pool-reserve", fmt.Sprint(poolReserve))
 	s.Start()
 	return s

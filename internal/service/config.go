@@ -31,6 +31,7 @@ type Config struct {
 	Storage      string // auto, btrfs, reflink or copy
 	Preallocate  bool   // reserve the pool image's space
 	PoolSize     int64  // bytes of a new pool image; 0 chooses
+	PoolLimit    int64  // bytes up to which the image grows by itself; 0: as far as the host has room
 	HostReserve  int64  // bytes to keep free on the host; 0 chooses
 	PoolReserve  int64  // bytes to keep free in the pool; 0 chooses
 	DatabaseURL  string // the control database; "" runs an own cluster in the data directory

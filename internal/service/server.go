@@ -136,7 +136,7 @@ func (s *Server) start(ctx context.Context) error {
 		uid, gid = int(cred.Uid), int(cred.Gid)
 	}
 	pool, err := storage.Open(ctx, storage.Options{
-		Dir: s.layout.dir, Backend: s.cfg.Storage, Preallocate: s.cfg.Preallocate, SizeBytes: s.cfg.PoolSize, UID: uid, GID: gid,
+		Dir: s.layout.dir, Backend: s.cfg.Storage, Preallocate: s.cfg.Preallocate, SizeBytes: s.cfg.PoolSize, LimitBytes: s.cfg.PoolLimit, UID: uid, GID: gid,
 		HostReserve: s.cfg.HostReserve, PoolReserve: s.cfg.PoolReserve, Log: s.log,
 	})
 	if err != nil {

@@ -96,6 +96,20 @@ func (q Q) Volumes(ctx context.Context) (map[string]string, error) {
 	return out, nil
 }
 
+// BranchName is what a person calls a branch, and where it is.
+type BranchName struct {
+	ID, Name, VolumeID, ProjectID, ProjectName string
+	Deleting                                   bool
+}
+
+// BranchNames returns the names of all branches, those being deleted too.
+func (q Q) BranchNames(ctx context.Context) ([]BranchName, error) {
+	rows, err := q.db.ListBranchNames(ctx)
+	return many(rows, err, func(r db.ListBranchNamesRow) BranchName {
+		return BranchName{r.ID, r.Name, r.VolumeID, r.ProjectID, r.ProjectName, r.Deleting}
+	})
+}
+
 // CountChildren counts the children of a branch that are not being deleted.
 func (q Q) CountChildren(ctx context.Context, id string) (int64, error) {
 	n, err := q.db.CountChildren(ctx, &id)

@@ -294,6 +294,47 @@ func (q *Queries) InsertBranch(ctx context.Context, arg InsertBranchParams) (Bra
 	return i, err
 }
 
+const listBranchNames = `-- name: ListBranchNames :many
+SELECT b.id, b.name, b.volume_id, b.project_id, p.name AS project_name, b.deleting
+FROM branches b JOIN projects p ON p.id = b.project_id
+`
+
+type ListBranchNamesRow struct {
+	ID          string
+	Name        string
+	VolumeID    string
+	ProjectID   string
+	ProjectName string
+	Deleting    bool
+}
+
+func (q *Queries) ListBranchNames(ctx context.Context) ([]ListBranchNamesRow, error) {
+	rows, err := q.db.Query(ctx, listBranchNames)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ListBranchNamesRow{}
+	for rows.Next() {
+		var i ListBranchNamesRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.Name,
+			&i.VolumeID,
+			&i.ProjectID,
+			&i.ProjectName,
+			&i.Deleting,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const listProjectBranches = `-- name: ListProjectBranches :many
 SELECT id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, state_reason, state_changed_at, is_default, protected, init_source, expires_at, logical_size, created_by, created_by_name, annotation, annotated_at, volume_id, incarnation, promote, setup, deleting, created_at, updated_at FROM branches WHERE project_id = $1 ORDER BY created_at DESC, id
 `
