@@ -131,7 +131,7 @@ func TestSizes(t *testing.T) {
 			}()
 		}
 		began := time.Now()
-		eventually(t, time.Minute, func() string {
+		eventually(t, 2*time.Minute, func() string {
 			if cu, _ := p.size(t); cu <= 0.25 || cpuLimit(p.Endpoint) == "0.25" {
 				return "load does not make the compute larger"
 			}
