@@ -188,7 +188,7 @@ func rewritePages(path string) (err error) {
 
 // waitingToBeCleaned counts deleted volumes whose space is not free yet.
 func (b *bench) waitingToBeCleaned(ctx context.Context) (int, error) {
-	entries, err := os.ReadDir(filepath.Join(b.data, "pool", "staging"))
+	entries, err := os.ReadDir(filepath.Join(b.data, "pool", "deleting"))
 	if err != nil || b.storage != "btrfs" {
 		return len(entries), err
 	}

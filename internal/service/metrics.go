@@ -108,6 +108,7 @@ var (
 	queuedDesc   = prometheus.NewDesc("bough_compute_starts_queued", "Starts of computes that wait for their turn.", nil, nil)
 	lagBytesDesc = prometheus.NewDesc("bough_replica_lag_bytes", "WAL of the primary that a running replica has not replayed.", []string{"endpoint"}, nil)
 	lagDesc      = prometheus.NewDesc("bough_replica_lag_seconds", "Age of the oldest change that a running replica has not replayed.", []string{"endpoint"}, nil)
+	deletingDesc = prometheus.NewDesc("bough_storage_deleting_volumes", "Deleted volumes whose space is not free yet.", nil, nil)
 	freeDesc     = prometheus.NewDesc("bough_storage_free_bytes", "Free space.", []string{"place"}, nil)
 )
 
@@ -122,6 +123,7 @@ func (c *lookCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- scaledDesc
 	ch <- queuedDesc
 	ch <- freeDesc
+	ch <- deletingDesc
 	ch <- driftDesc
 	ch <- lagBytesDesc
 	ch <- lagDesc
@@ -151,6 +153,9 @@ func (c *lookCollector) Collect(ch chan<- prometheus.Metric) {
 	for id, lag := range c.replicas() {
 		ch <- prometheus.MustNewConstMetric(lagBytesDesc, prometheus.GaugeValue, float64(lag.Bytes), id)
 		ch <- prometheus.MustNewConstMetric(lagDesc, prometheus.GaugeValue, lag.Delay.Seconds(), id)
+	}
+	if n, err := c.pool.Deleting(ctx); err == nil {
+		ch <- prometheus.MustNewConstMetric(deletingDesc, prometheus.GaugeValue, float64(n))
 	}
 	if s, err := c.pool.Space(ctx); err == nil {
 		ch <- prometheus.MustNewConstMetric(freeDesc, prometheus.GaugeValue, float64(s.Host.Free), "host")

@@ -143,6 +143,8 @@ func (s *Server) start(ctx context.Context) error {
 		return err
 	}
 	s.storage = pool.Backend()
+	pool.StartCleaning(context.WithoutCancel(ctx))
+	s.onClose(func(context.Context) { pool.StopCleaning() })
 	url := s.cfg.DatabaseURL
 	if url == "" {
 		cluster := &controlDB{layout: s.layout, builds: builds, cred: cred, driver: s.driver, log: s.log}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +22,14 @@ const (
 	btrfsIocDevInfo      = 0xd000941e
 	btrfsIocSnapDestroy  = 0x5000940f
 	btrfsIocSnapCreateV2 = 0x50009417
+
+	btrfsIocStartSync  = 0x80089418
+	btrfsIocInoLookup  = 0xd0009412
+	btrfsIocTreeSearch = 0xd0009411
+
+	btrfsFirstFreeObjectID = 256 // also the inode number of a subvolume's root
+	btrfsRootTree          = 1
+	btrfsRootItem          = 132
 
 	fsNoCowFlag = 0x00800000 // FS_NOCOW_FL of linux/fs.h
 )
@@ -38,6 +47,26 @@ type btrfsVolArgsV2 struct {
 	flags   uint64
 	unused  [4]uint64
 	name    [4040]byte
+}
+
+// btrfsInoLookupArgs is struct btrfs_ioctl_ino_lookup_args.
+type btrfsInoLookupArgs struct {
+	treeID   uint64
+	objectID uint64
+	name     [4080]byte
+}
+
+// btrfsSearchArgs is struct btrfs_ioctl_search_args.
+type btrfsSearchArgs struct {
+	treeID                   uint64
+	minObjectID, maxObjectID uint64
+	minOffset, maxOffset     uint64
+	minTransID, maxTransID   uint64
+	minType, maxType         uint32
+	items                    uint32 // in: at most; out: found
+	_                        uint32
+	_                        [4]uint64
+	buf                      [3992]byte
 }
 
 // btrfsBackend keeps a volume as a subvolume. A snapshot is one transaction of the file system: it catches one instant,
@@ -162,6 +191,75 @@ func (btrfsBackend) Remove(ctx context.Context, path string) error {
 	}
 }
 
+// Drain implements drainer. The kernel takes the references of a deleted subvolume back in the background, when its cleaner
+// thread next wakes; a commit wakes it.
+func (b btrfsBackend) Drain(ctx context.Context, path string) error {
+	root, err := subvolumeID(path)
+	if err != nil {
+		return b.Remove(ctx, path) // a plain folder
+	}
+	if err := b.Remove(ctx, path); err != nil {
+		return err
+	}
+	pool, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	tick := time.NewTicker(drainPoll)
+	defer tick.Stop()
+	for {
+		// Without flushing data, which BTRFS_IOC_SYNC would do. It fails where nothing is to be committed.
+		var transaction uint64
+		_ = ioctl(pool, btrfsIocStartSync, unsafe.Pointer(&transaction))
+		for range drainKick {
+			there, err := hasRoot(pool, root)
+			if err != nil || !there {
+				return nil // an ordinary user may not look: then nobody waits
+			}
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	}
+}
+
+const (
+	drainPoll = 20 * time.Millisecond
+	drainKick = 50 // polls between two kicks
+)
+
+// subvolumeID is the id of the tree that path is the root of.
+func subvolumeID(path string) (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return 0, err
+	}
+	if st.Ino != btrfsFirstFreeObjectID {
+		return 0, unix.ENOTDIR
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	args := &btrfsInoLookupArgs{objectID: btrfsFirstFreeObjectID}
+	err = ioctl(f, btrfsIocInoLookup, unsafe.Pointer(args))
+	return args.treeID, err
+}
+
+// hasRoot tells whether a tree still exists, deleted ones that are not cleaned up included.
+func hasRoot(pool *os.File, id uint64) (bool, error) {
+	args := &btrfsSearchArgs{
+		treeID: btrfsRootTree, minObjectID: id, maxObjectID: id, maxOffset: ^uint64(0), maxTransID: ^uint64(0),
+		minType: btrfsRootItem, maxType: btrfsRootItem, items: 1,
+	}
+	err := ioctl(pool, btrfsIocTreeSearch, unsafe.Pointer(args))
+	return args.items > 0, err
+}
+
 // putName writes the last element of path, NUL-terminated, into an ioctl's name field.
 func putName(field []byte, path string) error {
 	name := filepath.Base(path)
@@ -178,6 +276,10 @@ func dirIoctl(dir string, request uint, arg unsafe.Pointer) error {
 		return err
 	}
 	defer f.Close()
+	return ioctl(f, request, arg)
+}
+
+func ioctl(f *os.File, request uint, arg unsafe.Pointer) error {
 	for {
 		_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), uintptr(request), uintptr(arg))
 		switch errno {

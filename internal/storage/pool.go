@@ -8,7 +8,8 @@
 //	DIR/pool.img      the btrfs image, when the backend makes one
 //	DIR/pool/         its mount point, or a plain folder
 //	DIR/pool/volumes/ one folder for each volume
-//	DIR/pool/staging/ volumes being made or deleted; emptied by Open
+//	DIR/pool/staging/ volumes being made; emptied by Open
+//	DIR/pool/deleting/ deleted volumes whose space is not free yet; see StartCleaning
 package storage
 
 import (
@@ -53,6 +54,7 @@ type Pool struct {
 	image   bool // the volumes are in a mounted image
 	log     *slog.Logger
 	staged  sync.Map // paths in staging that a call works on
+	cleaner cleaner
 
 	growth    sync.Mutex // held while the image grows
 	growAfter time.Time  // guarded by growth
@@ -84,12 +86,13 @@ func Open(ctx context.Context, opts Options) (*Pool, error) {
 		return nil, wrap(err, "storage.open", "")
 	}
 	p := &Pool{opts: opts, backend: backend, log: opts.Log}
+	p.cleaner.wake, p.cleaner.patience = make(chan struct{}, 1), cloneWait
 	if img, err := readImage(dir); err == nil {
 		p.image = img.loop != ""
 	} else if !notExist(err) {
 		return nil, wrap(err, "storage.open", "")
 	}
-	for _, d := range []string{p.volumes(), p.staging()} {
+	for _, d := range []string{p.volumes(), p.staging(), p.deleting()} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return nil, wrap(err, "storage.open", "")
 		}
@@ -118,6 +121,8 @@ func (p *Pool) Path(id string) string { return filepath.Join(p.volumes(), id) }
 func (p *Pool) root() string    { return poolPath(p.opts.Dir) }
 func (p *Pool) volumes() string { return filepath.Join(p.root(), "volumes") }
 func (p *Pool) staging() string { return filepath.Join(p.root(), "staging") }
+
+func (p *Pool) deleting() string { return filepath.Join(p.root(), "deleting") }
 
 // Create makes an empty volume, mode 0700, owned as Options say. It survives a crash of the machine once Create returns.
 // A volume of that name is a conflict.
@@ -153,6 +158,8 @@ func (p *Pool) Clone(ctx context.Context, src, dst string) error {
 	if err := p.checkExists(src); err != nil {
 		return wrap(err, op, "")
 	}
+	p.cleaner.clones.Add(1)
+	defer p.cleaner.clones.Add(-1)
 	if p.backend.Atomic() {
 		return wrap(p.backend.Clone(ctx, p.Path(src), p.Path(dst)), op, "")
 	}
@@ -169,15 +176,15 @@ func (p *Pool) Clone(ctx context.Context, src, dst string) error {
 	return nil
 }
 
-// Delete removes a volume; one that does not exist is not an error. Nothing may be using it.
+// Delete removes a volume; one that does not exist is not an error. Nothing may be using it. Its space is free when Delete
+// returns, or later: see StartCleaning.
 func (p *Pool) Delete(ctx context.Context, id string) error {
 	const op = "storage.delete"
 	if err := checkID(id); err != nil {
 		return wrap(err, op, "")
 	}
-	// Out of the way first: a crash in the middle leaves something for Open to sweep, never half a volume.
-	tmp := p.stagingPath(id)
-	defer p.working(tmp)()
+	// Out of the way first: a crash in the middle leaves something to clean up, never half a volume.
+	tmp := filepath.Join(p.deleting(), filepath.Base(p.stagingPath(id)))
 	if err := os.Rename(p.Path(id), tmp); err != nil {
 		if notExist(err) {
 			return nil
@@ -186,6 +193,10 @@ func (p *Pool) Delete(ctx context.Context, id string) error {
 	}
 	if err := syncPath(p.volumes()); err != nil {
 		return wrap(err, op, "")
+	}
+	if p.cleaner.on.Load() {
+		p.wakeCleaner()
+		return nil
 	}
 	return wrap(p.backend.Remove(ctx, tmp), op, "the rest is removed at the next start")
 }
@@ -272,7 +283,7 @@ func (p *Pool) discard(ctx context.Context, tmp string) {
 	}
 }
 
-// sweep removes the volumes whose making or deleting a crash interrupted.
+// sweep takes the volumes whose making a crash interrupted out of the way: removing them could hold up the start.
 func (p *Pool) sweep(ctx context.Context) error {
 	entries, err := os.ReadDir(p.staging())
 	if err != nil {
@@ -280,7 +291,8 @@ func (p *Pool) sweep(ctx context.Context) error {
 	}
 	for _, e := range entries {
 		p.log.InfoContext(ctx, "removing what a crash left behind", "path", filepath.Join(p.staging(), e.Name()))
-		if err := p.backend.Remove(ctx, filepath.Join(p.staging(), e.Name())); err != nil {
+		to := filepath.Join(p.deleting(), e.Name()+"."+rand.Text()[:10])
+		if err := os.Rename(filepath.Join(p.staging(), e.Name()), to); err != nil {
 			return err
 		}
 	}
