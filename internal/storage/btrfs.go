@@ -24,6 +24,7 @@ const (
 	btrfsIocSnapCreateV2 = 0x50009417
 
 	btrfsIocStartSync  = 0x80089418
+	btrfsIocWaitSync   = 0x40089416
 	btrfsIocInoLookup  = 0xd0009412
 	btrfsIocTreeSearch = 0xd0009411
 
@@ -214,8 +215,15 @@ func (b btrfsBackend) Drain(ctx context.Context, path string) error {
 		_ = ioctl(pool, btrfsIocStartSync, unsafe.Pointer(&transaction))
 		for range drainKick {
 			there, err := hasRoot(pool, root)
-			if err != nil || !there {
+			if err != nil {
 				return nil // an ordinary user may not look: then nobody waits
+			}
+			if !there {
+				// The references that were taken back are still to be written: by this commit, not by the next snapshot's.
+				if ioctl(pool, btrfsIocStartSync, unsafe.Pointer(&transaction)) == nil {
+					return ioctl(pool, btrfsIocWaitSync, unsafe.Pointer(&transaction))
+				}
+				return nil
 			}
 			select {
 			case <-tick.C:

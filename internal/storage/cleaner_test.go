@@ -122,7 +122,7 @@ func TestRest(t *testing.T) {
 		level Level
 		want  time.Duration
 	}{
-		{0, LevelOK, 0}, {100 * time.Millisecond, LevelOK, 400 * time.Millisecond}, {time.Hour, LevelOK, maxRest},
+		{0, LevelOK, 0}, {100 * time.Millisecond, LevelOK, restFactor * 100 * time.Millisecond}, {time.Hour, LevelOK, maxRest},
 		{time.Second, LevelRefuse, 0}, {time.Second, LevelCritical, 0},
 	} {
 		if got := restAfter(c.took, c.level); got != c.want {

@@ -86,9 +86,12 @@ func Look(ctx context.Context, dir string) (State, error) {
 	for _, e := range staged {
 		st.Staged = append(st.Staged, e.Name())
 	}
+	if waiting, err := p.waiting(ctx); err == nil {
+		st.Deleted = len(waiting)
+	} // a pool of an earlier version has no folder for them
 	if m.Backend == BackendBtrfs {
 		if n, err := deletedSubvolumes(p.root()); err == nil {
-			st.Deleted = n
+			st.Deleted += n
 		} // an ordinary user may not ask
 	}
 	return st, nil
