@@ -168,17 +168,19 @@ func (l *look) checkFiles() []Finding {
 	var out []Finding
 	own := owned(l.inv)
 	var volumes, wal []string
-	strange := map[string]bool{} // ids, drafts left out
+	// Drafts, and files of replicas that sleep, say nothing against the rows.
+	strange := map[string]bool{}
+	unknown := func(id string) bool { return !isDraft(id) && l.endpoints[id].ID == "" }
 	for id := range l.volumes {
 		if !own.volumes[id] && !l.draftInUse(id) && !strings.HasPrefix(id, ".") {
 			volumes = append(volumes, id)
-			strange[id] = !isDraft(id)
+			strange[id] = unknown(id)
 		}
 	}
 	for id := range l.wal {
 		if !own.wal[id] && !l.draftInUse(id) && !strings.HasPrefix(id, ".") {
 			wal = append(wal, id)
-			strange[id] = !isDraft(id)
+			strange[id] = unknown(id)
 		}
 	}
 	orphans := 0

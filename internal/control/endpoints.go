@@ -5,6 +5,8 @@ import (
 	"context"
 	"encoding/json"
 	"maps"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/boughdb/bough/internal/core"
@@ -293,13 +295,17 @@ func idleTimeout(e core.Endpoint) time.Duration {
 
 // DeleteEndpoint stops and removes an endpoint; its branch stays.
 func (s *Service) DeleteEndpoint(ctx context.Context, c core.Caller, projectID, id string) (EndpointResult, error) {
-	return s.change(ctx, c, projectID, id, func(q store.Q, e core.Endpoint) (core.Endpoint, []core.Operation, error) {
+	res, err := s.change(ctx, c, projectID, id, func(q store.Q, e core.Endpoint) (core.Endpoint, []core.Operation, error) {
 		if e.State != core.EndpointActive && e.PendingState == "" {
 			return e, nil, q.DeleteEndpoint(ctx, id) // a replica that sleeps has no files
 		}
 		e, err := q.MarkEndpointDeleting(ctx, id)
 		return e, []core.Operation{newOperation(c, projectID, e.BranchID, id, core.ActionSuspendCompute)}, err
 	})
+	if err == nil && len(res.Operations) == 0 {
+		_ = os.RemoveAll(filepath.Join(s.RunDir, id)) // what stays is found by reconciliation
+	}
+	return res, err
 }
 
 // StartEndpoint wakes an endpoint's compute.

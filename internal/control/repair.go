@@ -114,7 +114,7 @@ func (s *Service) clearVolume(ctx context.Context, branchID string) error {
 	}
 	defer unlock()
 	dir := s.Volumes.Path(b.VolumeID)
-	if slices.ContainsFunc(s.Computes.Units(), unitOn(dir)) {
+	if slices.ContainsFunc(s.Computes.Units(), unitOn(dir)) || missing(filepath.Join(dir, "postmaster.pid")) {
 		return errNothing
 	}
 	return s.Driver.Clear(ctx, dir, "")
@@ -139,6 +139,13 @@ func (s *Service) endStray(ctx context.Context, p compute.Found) error {
 	defer unlock()
 	if _, busy := s.drafts.Load(filepath.Base(p.DataDir)); busy || slices.ContainsFunc(s.Computes.Units(), unitOn(p.DataDir)) {
 		return errNothing
+	}
+	found, err := s.Driver.Scan(ctx, p.DataDir)
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(found, p) {
+		return errNothing // it was just stopping
 	}
 	return s.Driver.Clear(ctx, p.DataDir, "")
 }
