@@ -96,6 +96,7 @@ func killCalls(s *server, p *project) []call {
 	var forked *sdk.BranchCreated
 	var role *sdk.RoleOperations
 	var database *sdk.DatabaseOperations
+	var added *sdk.EndpointOperations
 	var extra *project
 	var leaf branch
 	fresh := 0
@@ -129,6 +130,20 @@ func killCalls(s *server, p *project) []call {
 			}
 			return ops, err
 		}, check: func(t *testing.T) { answers(t, (*forked.ConnectionUris)[0].ConnectionURI) }},
+
+		{name: "create replica", prepare: awake, send: func(t *testing.T, c *sdk.Client) (ops []sdk.Operation, err error) {
+			if added, err = c.CreateEndpoint(t.Context(), p.ID, sdk.EndpointCreate{BranchID: p.Branch, Type: api.ReadOnly}); err == nil {
+				ops = added.Operations
+			}
+			return ops, err
+		}, check: func(t *testing.T) {
+			uri, err := s.ConnectionURI(t.Context(), p.ID, sdk.ConnectionURI{EndpointID: added.Endpoint.ID, Role: p.Role, Database: p.Database})
+			if err != nil {
+				t.Fatal(err)
+			}
+			answers(t, uri)
+			p.ops(t)(s.DeleteEndpoint(t.Context(), p.ID, added.Endpoint.ID))
+		}},
 
 		{name: "suspend", prepare: awake, send: func(t *testing.T, c *sdk.Client) ([]sdk.Operation, error) {
 			return endpoint(c.SuspendEndpoint(t.Context(), p.ID, p.Endpoint))

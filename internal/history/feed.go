@@ -12,8 +12,9 @@ import (
 
 // Feed gives a standby, which may run, the WAL of its primary, which must not: what the standby could not stream before the
 // primary was stopped. All segments from the one that holds replayed up to the end of the primary's WAL are put into the
-// standby's folder: finished ones as links, the last one as a copy. A standby that is shown new WAL finds it by itself. Feed
-// returns where the primary's WAL ends.
+// standby's folder: finished ones as links, the last one as a copy. A standby finds it when its configuration is reloaded. What the
+// primary has dropped already (only a slot keeps it from that) is left out, and the standby does not get past it. Feed returns
+// where the primary's WAL ends.
 //
 // A file that the standby has open is replaced by name, never written to.
 func (d *Dirs) Feed(ctx context.Context, primary, standby Ref, control ControlInfo, replayed core.LSN) (end core.LSN, err error) {
@@ -35,7 +36,7 @@ func (d *Dirs) Feed(ctx context.Context, primary, standby Ref, control ControlIn
 		}
 		name, ok := chain.file(seg)
 		if !ok {
-			continue // dropped behind a checkpoint: the standby has it, or never gets there
+			continue // the standby has it, or never gets there
 		}
 		from, to := filepath.Join(f.from, name), filepath.Join(f.to, name)
 		if used := uint64(end) - seg*control.SegmentSize; used < control.SegmentSize {

@@ -98,6 +98,11 @@ func TestReadControl(t *testing.T) {
 		must(t, err)
 		for label, value := range map[string]string{
 			"pg_control version number":          fmt.Sprint(got.ControlVersion),
+			"max_connections setting":            fmt.Sprint(got.Limits.Connections),
+			"max_worker_processes setting":       fmt.Sprint(got.Limits.Workers),
+			"max_wal_senders setting":            fmt.Sprint(got.Limits.Senders),
+			"max_prepared_xacts setting":         fmt.Sprint(got.Limits.Prepared),
+			"max_locks_per_xact setting":         fmt.Sprint(got.Limits.Locks),
 			"Catalog version number":             fmt.Sprint(got.CatalogVersion),
 			"Database system identifier":         fmt.Sprint(got.SystemID),
 			"Database cluster state":             got.State.String(),

@@ -85,15 +85,19 @@ type Standby struct {
 	AtLeast StandbyLimits // the primary's
 }
 
-// walRetry is how soon a standby that lost its primary looks for it again. Without a primary, nothing comes by itself.
-const walRetry = "200ms"
+// How soon a standby looks again for WAL: soon when it lost its primary; rarely, because each time leaves a line in its log, when
+// there is none, for who gives it WAL then makes it look by a reload.
+const (
+	retryPrimary = "200ms"
+	retryNothing = "1min"
+)
 
 // settings are what a standby has more than a primary. hot_standby_feedback stays off: a long query on a replica is
 // cancelled after max_standby_streaming_delay rather than that it bloats its primary.
 func (s Standby) settings() []Setting {
 	out := []Setting{{"hot_standby", "on"}, {"recovery_target_timeline", "latest"}, {"restore_command", ""}}
 	if s.Primary == "" {
-		return append(out, Setting{"primary_conninfo", ""}, Setting{"primary_slot_name", ""})
+		return append(out, Setting{"primary_conninfo", ""}, Setting{"primary_slot_name", ""}, Setting{"wal_retrieve_retry_interval", retryNothing})
 	}
 	quote := func(v string) string { return "'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(v) + "'" }
 	return append(out,
@@ -102,7 +106,7 @@ func (s Standby) settings() []Setting {
 			" application_name=" + quote(s.Name) + " sslmode=disable gssencmode=disable passfile=/dev/null connect_timeout=5" +
 			" options='-c wal_sender_timeout=5s'"},
 		Setting{"primary_slot_name", s.Slot},
-		Setting{"wal_retrieve_retry_interval", walRetry})
+		Setting{"wal_retrieve_retry_interval", retryPrimary})
 }
 
 // slotPrefix marks the platform's slots.
