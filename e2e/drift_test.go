@@ -136,7 +136,7 @@ func (s *server) controlDB(t *testing.T) *pgx.Conn {
 
 // data and wal are where a branch's files are.
 func (s *server) data(branch string) string { return filepath.Join(s.dir, "pool", "volumes", branch) }
-func (s *server) wal(branch string) string    { return filepath.Join(s.dir, "wal", branch) }
+func (s *server) wal(branch string) string  { return filepath.Join(s.dir, "wal", branch) }
 
 func must(t *testing.T, err error) {
 	t.Helper()
