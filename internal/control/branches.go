@@ -67,6 +67,9 @@ func (s *Service) CreateBranch(ctx context.Context, c core.Caller, projectID str
 	if err := s.admit(ctx); err != nil {
 		return none, err
 	}
+	if _, err := s.installed(ctx, project.PGVersion); err != nil {
+		return none, err
+	}
 	if parent.State == core.BranchReady {
 		if err := s.checkData(parent); err != nil {
 			return none, err

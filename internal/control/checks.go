@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/postgres"
 	"github.com/boughdb/bough/internal/storage"
 	"github.com/boughdb/bough/internal/store"
 )
@@ -283,12 +284,12 @@ func (l *look) checkTemplates() []Finding {
 		return nil // made at the next start
 	}
 	var out []Finding
-	for _, build := range l.s.Builds {
+	standard, _ := postgres.Default(l.builds)
+	for _, build := range l.builds {
 		t := templateRef(build.Major)
 		_, volume := l.volumes[t.Volume]
 		wal := !missing(filepath.Join(l.WAL, t.Branch, strconv.Itoa(t.Incarnation)))
-		def, err := l.s.build(0)
-		if (volume && wal) || (!volume && (err != nil || def.Major != build.Major)) {
+		if (volume && wal) || (!volume && build.Major != standard.Major) {
 			continue // the templates of other majors are made when they are needed
 		}
 		if l.draftOf(t.Volume) {
@@ -403,14 +404,14 @@ func (l *look) checkMajors() []Finding {
 	if l.s == nil {
 		return nil // doctor looks for builds itself
 	}
-	return MissingMajors(l.inv, func(major int) bool { _, err := l.s.build(major); return err == nil })
+	return MissingMajors(l.inv, l.builds)
 }
 
 // MissingMajors finds the projects whose PostgreSQL is not there.
-func MissingMajors(inv store.Inventory, have func(major int) bool) []Finding {
+func MissingMajors(inv store.Inventory, builds []postgres.Build) []Finding {
 	count := map[int]int{}
 	for _, p := range inv.Projects {
-		if !p.Deleting && !have(p.Major) {
+		if !p.Deleting && !slices.ContainsFunc(builds, func(b postgres.Build) bool { return b.Major == p.Major }) {
 			count[p.Major]++
 		}
 	}
@@ -418,7 +419,7 @@ func MissingMajors(inv store.Inventory, have func(major int) bool) []Finding {
 	for _, major := range slices.Sorted(maps.Keys(count)) {
 		out = append(out, Finding{Kind: DriftMissingMajor, Subject: strconv.Itoa(major),
 			Problem: fmt.Sprintf("%d projects use PostgreSQL %d, which is not installed: their computes cannot start.", count[major], major),
-			Advice:  "install it, or name its folder with --postgres-dir, and restart the server"})
+			Advice:  fmt.Sprintf("install it: bough postgres install %d (the server finds it by itself), or start the server with its folder as --postgres-dir", major)})
 	}
 	return out
 }

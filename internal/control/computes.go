@@ -94,19 +94,24 @@ func (s *Service) spec(ctx context.Context, b core.Branch, computeID string, e c
 	if err != nil {
 		return compute.Spec{}, gone(err)
 	}
-	build, err := s.build(project.PGVersion)
-	if err != nil {
-		return compute.Spec{}, &core.Error{Kind: core.KindUnprocessable, Message: core.UserMessage(err), Err: err}
+	plain, err := s.build(ctx, project.PGVersion)
+	build := plain
+	if err == nil {
+		build, err = s.Overlays.Build(ctx, plain)
+	}
+	if ctx.Err() != nil {
+		return compute.Spec{}, ctx.Err()
+	}
+	if err != nil { // it was removed: what runs of it is taken over, nothing is started
+		plain = postgres.Build{Major: project.PGVersion}
+		build = plain
 	}
 	if err := s.checkData(b); err != nil {
 		return compute.Spec{}, err
 	}
-	preload := preloadOf(project.Settings).list(build)
+	preload := preloadOf(project.Settings).list(plain)
 	database, err := s.libraryDatabase(ctx, b.ID, preload)
 	if err != nil {
-		return compute.Spec{}, err
-	}
-	if build, err = s.Overlays.Build(ctx, build); err != nil {
 		return compute.Spec{}, err
 	}
 	spec := compute.Spec{
@@ -145,6 +150,13 @@ func (s *Service) persist(branchID, computeID string) func(context.Context, comp
 // up starts a compute on a branch's own volume and, on the branch's first start, applies what waits for it. The commit
 // records that.
 func (s *Service) up(ctx context.Context, b core.Branch, spec compute.Spec) (compute.Ready, ops.Commit, error) {
+	if spec.Build.BinDir == "" {
+		_, err := s.installed(ctx, spec.Build.Major)
+		if err == nil { // since the spec was made
+			err = core.Errorf(core.KindUnavailable, "", "PostgreSQL %d has just been installed; try again", spec.Build.Major)
+		}
+		return compute.Ready{}, nil, err
+	}
 	ready, err := s.Computes.Start(ctx, spec, s.persist(b.ID, spec.EndpointID))
 	if err != nil {
 		return ready, nil, err

@@ -91,16 +91,21 @@ func TestLogicalReplicationStaysOn(t *testing.T) {
 	}
 }
 
+// builds is a machine on which nothing is installed or removed.
+type builds []postgres.Build
+
+func (b builds) Find(context.Context) ([]postgres.Build, error) { return b, nil }
+
 func TestVersions(t *testing.T) {
-	s := New(Options{Builds: []postgres.Build{{Major: 15}, {Major: 16}}})
-	if b, err := s.build(0); err != nil || b.Major != 16 {
+	s := New(Options{Builds: builds{{Major: 15}, {Major: 16}}})
+	if b, err := s.build(t.Context(), 0); err != nil || b.Major != 16 {
 		t.Errorf("the default is %v (%v): want the newest", b.Major, err)
 	}
-	if _, err := s.build(17); err == nil || !strings.Contains(err.Error(), "installed: 15, 16") || !core.IsKind(err, core.KindInvalid) {
+	if _, err := s.build(t.Context(), 17); err == nil || !strings.Contains(err.Error(), "installed: 15, 16; to add it, run on the server's machine: bough postgres install 17") || !core.IsKind(err, core.KindInvalid) {
 		t.Errorf("%v", err)
 	}
-	s = New(Options{Builds: []postgres.Build{{Major: 15}, {Major: 17}, {Major: 18}}})
-	if b, err := s.build(0); err != nil || b.Major != 17 {
+	s = New(Options{Builds: builds{{Major: 15}, {Major: 17}, {Major: 18}}})
+	if b, err := s.build(t.Context(), 0); err != nil || b.Major != 17 {
 		t.Errorf("the default is %v (%v): want 17 when it is installed", b.Major, err)
 	}
 }

@@ -91,6 +91,9 @@ func (s *Service) CreateEndpoint(ctx context.Context, c core.Caller, projectID, 
 	if err := s.full.check(); err != nil {
 		return EndpointResult{}, err
 	}
+	if _, err := s.installed(ctx, project.PGVersion); err != nil {
+		return EndpointResult{}, err
+	}
 	out := EndpointResult{}
 	err = s.Store.Tx(ctx, func(q store.Q) error {
 		if _, err := q.LockBranch(ctx, projectID, branchID); err != nil {
@@ -237,6 +240,9 @@ func (s *Service) UpdateEndpoint(ctx context.Context, c core.Caller, projectID, 
 			saved, err = q.SetEndpointPending(ctx, id, core.EndpointIdle)
 			return saved, []core.Operation{suspend}, err
 		case settings.restart || !s.Computes.Resizable(sizeSpec(before), sizeSpec(saved)):
+			if err := s.runnable(ctx, q, projectID); err != nil {
+				return e, nil, err
+			}
 			saved, err = q.SetEndpointPending(ctx, id, core.EndpointActive)
 			return saved, []core.Operation{suspend, newOperation(c, projectID, e.BranchID, id, core.ActionStartCompute)}, err
 		case saved.MinCU != before.MinCU || saved.MaxCU != before.MaxCU:
@@ -317,7 +323,7 @@ func (s *Service) StartEndpoint(ctx context.Context, c core.Caller, projectID, i
 		if wants(e) == core.EndpointActive {
 			return e, nil, nil
 		}
-		if err := s.full.check(); err != nil {
+		if err := s.runnable(ctx, q, projectID); err != nil {
 			return e, nil, err
 		}
 		e, err := q.SetEndpointPending(ctx, id, core.EndpointActive)
@@ -346,7 +352,7 @@ func (s *Service) RestartEndpoint(ctx context.Context, c core.Caller, projectID,
 		if e.Disabled {
 			return e, nil, disabled(id)
 		}
-		if err := s.full.check(); err != nil {
+		if err := s.runnable(ctx, q, projectID); err != nil {
 			return e, nil, err
 		}
 		e, err := q.SetEndpointPending(ctx, id, core.EndpointActive)

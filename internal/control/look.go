@@ -49,7 +49,8 @@ type look struct {
 	sockets   map[string]*volume   // folders in RunDir
 	procs     []compute.Found
 	units     []compute.Unit
-	groups    []string // computes that have a control group
+	groups    []string         // computes that have a control group
+	builds    []postgres.Build // installed; nobody looked when no server runs
 
 	rows      bool // the inventory was read
 	inv       store.Inventory
@@ -123,6 +124,9 @@ func (l *look) gather(ctx context.Context) error {
 			l.skip("control groups", err)
 		}
 		l.units = l.s.Computes.Units()
+		if l.builds, err = l.s.Builds.Find(ctx); err != nil && len(l.builds) == 0 {
+			l.skip("PostgreSQL builds", err)
+		}
 	}
 	if l.Rows != nil {
 		if l.inv, err = l.Rows(ctx); err != nil {

@@ -15,31 +15,61 @@ import (
 	"github.com/boughdb/bough/internal/store"
 )
 
-// preferredMajor is the default when it is installed.
-const preferredMajor = 17
-
 // setup is what the first start of a project's root branch makes of the template's role and database.
 type setup struct {
 	Role     string `json:"role"`
 	Database string `json:"database"`
 }
 
-// build finds the installed PostgreSQL of a major version; 0 means the default.
-func (s *Service) build(major int) (postgres.Build, error) {
+// Builds lists the PostgreSQL builds that are installed now, oldest major first. An error may come beside builds that can be
+// used all the same.
+type Builds interface {
+	Find(ctx context.Context) ([]postgres.Build, error)
+}
+
+// build finds the PostgreSQL of a major version, or of the default one for 0: KindInvalid when it is not installed.
+func (s *Service) build(ctx context.Context, major int) (postgres.Build, error) {
+	builds, err := s.Builds.Find(ctx)
+	if err != nil && len(builds) == 0 {
+		return postgres.Build{}, err
+	}
+	if len(builds) == 0 {
+		return postgres.Build{}, core.Errorf(core.KindUnavailable, "", "no PostgreSQL is installed on the server; on its machine run: bough postgres install %d", cmp.Or(major, postgres.DefaultMajor))
+	}
+	if major == 0 {
+		b, _ := postgres.Default(builds)
+		return b, nil
+	}
 	var have []string
-	for _, b := range s.Builds {
-		if b.Major == major || (major == 0 && b.Major == preferredMajor) {
+	for _, b := range builds {
+		if b.Major == major {
 			return b, nil
 		}
 		have = append(have, fmt.Sprint(b.Major))
 	}
-	if len(have) == 0 {
-		return postgres.Build{}, core.Errorf(core.KindUnavailable, "", "no PostgreSQL is installed on the server")
+	return postgres.Build{}, core.Invalidf("PostgreSQL %d is not installed on this server; installed: %s; to add it, run on the server's machine: bough postgres install %d", major, strings.Join(have, ", "), major)
+}
+
+// installed finds the build of a project that exists; KindUnprocessable when its major version was removed from the machine.
+func (s *Service) installed(ctx context.Context, major int) (postgres.Build, error) {
+	b, err := s.build(ctx, major)
+	if core.IsKind(err, core.KindInvalid) {
+		err = &core.Error{Kind: core.KindUnprocessable, Message: core.UserMessage(err), Err: err}
 	}
-	if major == 0 {
-		return s.Builds[len(s.Builds)-1], nil
+	return b, err
+}
+
+// runnable refuses, before anything is changed, to start a compute of a project while the storage is full or its major
+// version is not there.
+func (s *Service) runnable(ctx context.Context, q store.Q, projectID string) error {
+	if err := s.full.check(); err != nil {
+		return err
 	}
-	return postgres.Build{}, core.Invalidf("PostgreSQL %d is not installed on this server; installed: %s", major, strings.Join(have, ", "))
+	project, err := q.Project(ctx, projectID)
+	if err == nil {
+		_, err = s.installed(ctx, project.PGVersion)
+	}
+	return err
 }
 
 // orgFor chooses the organization of a new project.
@@ -64,7 +94,7 @@ func (s *Service) CreateProject(ctx context.Context, c core.Caller, p CreateProj
 	if err != nil {
 		return none, err
 	}
-	build, err := s.build(p.PGVersion)
+	build, err := s.build(ctx, p.PGVersion)
 	if err != nil {
 		return none, err
 	}
@@ -243,7 +273,7 @@ func (s *Service) UpdateProject(ctx context.Context, c core.Caller, id string, p
 			return ProjectResult{}, err
 		}
 	}
-	build, buildErr := s.build(project.PGVersion)
+	build, buildErr := s.build(ctx, project.PGVersion)
 	var (
 		saved      core.Project
 		operations []core.Operation

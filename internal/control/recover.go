@@ -162,7 +162,7 @@ func (s *Service) Start(ctx context.Context) {
 	s.work.Go(func() { s.watchSpace(ctx) })
 	s.work.Go(func() { s.reconcileLoop(ctx) })
 	s.work.Go(func() {
-		b, err := s.build(0)
+		b, err := s.build(ctx, 0)
 		if err == nil {
 			err = s.ensureTemplate(ctx, b)
 		}

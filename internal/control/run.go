@@ -126,7 +126,7 @@ func (s *Service) createTimeline(ctx context.Context, b core.Branch) (ops.Commit
 	if err != nil {
 		return nil, gone(err)
 	}
-	build, err := s.build(project.PGVersion)
+	build, err := s.build(ctx, project.PGVersion)
 	if err != nil {
 		return nil, err
 	}

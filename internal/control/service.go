@@ -59,7 +59,7 @@ type Options struct {
 	Driver     compute.Driver // of Computes
 	Volumes    *storage.Pool
 	WAL        *history.Dirs
-	Builds     []postgres.Build // installed, ascending
+	Builds     Builds
 	Overlays   *postgres.Overlays
 	Inspector  *postgres.Inspector
 	Sealer     *auth.Sealer

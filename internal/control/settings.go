@@ -41,7 +41,7 @@ func (s *Service) checkSettings(ctx context.Context, project core.Project, minCU
 	if err := postgres.CheckSettings(settings); err != nil {
 		return err
 	}
-	build, err := s.build(project.PGVersion)
+	build, err := s.build(ctx, project.PGVersion)
 	if err != nil {
 		return err
 	}
@@ -67,7 +67,7 @@ func (s *Service) changeOf(ctx context.Context, project core.Project, endpointID
 	if len(c.keys) == 0 {
 		return c, nil
 	}
-	build, err := s.build(project.PGVersion)
+	build, err := s.build(ctx, project.PGVersion)
 	if err != nil {
 		return c, err
 	}
@@ -152,7 +152,7 @@ func (s *Service) PreloadLibraries(ctx context.Context, c core.Caller, projectID
 	if err != nil {
 		return nil, err
 	}
-	build, err := s.build(project.PGVersion)
+	build, err := s.build(ctx, project.PGVersion)
 	if err != nil {
 		return nil, err
 	}

@@ -187,6 +187,9 @@ func (s *Service) enqueueWake(ctx context.Context, endpointID string) (opID stri
 	if err != nil {
 		return "", err
 	}
+	if err := s.runnable(ctx, s.Store.Q, e.ProjectID); err != nil {
+		return "", err // without an operation for each of many tries
+	}
 	err = s.Store.Tx(ctx, func(q store.Q) error {
 		// A crash of the machine that forgets this record also ends the compute it starts.
 		if err := q.CommitLater(ctx); err != nil {

@@ -1,14 +1,19 @@
 package postgres
 
 import (
+	"bytes"
 	"context"
+	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"sort"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"syscall"
 	"time"
 
 	"github.com/boughdb/bough/internal/core"
@@ -30,6 +35,17 @@ type Build struct {
 // Tool is the path of one of the build's programs, which may not exist.
 func (b Build) Tool(name string) string { return filepath.Join(b.BinDir, name) }
 
+// clientPrograms are those of a whole PostgreSQL that people look for beside the server; Bough needs none.
+var clientPrograms = []string{"psql", "pg_dump", "pg_restore", "pg_basebackup", "pg_amcheck", "pg_checksums", "pg_controldata", "pg_waldump", "pgbench"}
+
+// Lacks names the client and maintenance programs that the build came without.
+func (b Build) Lacks() []string {
+	return slices.DeleteFunc(slices.Clone(clientPrograms), func(name string) bool {
+		_, err := os.Stat(b.Tool(name))
+		return err == nil
+	})
+}
+
 // HasLibrary tells whether the build can load the named module, such as pg_stat_statements. PostgreSQL looks it up relative
 // to its own binary, so the folders tried are those that its packagers use.
 func (b Build) HasLibrary(name string) bool {
@@ -42,89 +58,161 @@ func libDirs(major int) []string {
 	return []string{"lib/postgresql", "lib", "lib/pgsql", "lib64/pgsql", "lib64/postgresql", "lib64", "lib/postgresql/" + strconv.Itoa(major) + "/lib"}
 }
 
-// FindBuilds lists the newest patch release of every supported major, oldest major first. It looks into
-// /usr/lib/postgresql/*/bin, the folders of PATH and extraDirs, each a bin folder or a folder that contains */bin. A folder
-// of extraDirs without a usable build is an error, beside the builds that were found.
-func FindBuilds(ctx context.Context, extraDirs []string) ([]Build, error) {
-	var dirs []string
-	add := func(pattern string) {
-		matches, _ := filepath.Glob(pattern) // the only error is a malformed pattern
-		dirs = append(dirs, matches...)
-	}
-	add("/usr/lib/postgresql/*/bin")
-	dirs = append(dirs, filepath.SplitList(os.Getenv("PATH"))...)
+// DefaultMajor is what a project runs that asks for none, where it is installed; elsewhere it is the newest that is.
+const DefaultMajor = 17
 
+// Default chooses among what FindBuilds found; ok is false when that is nothing.
+func Default(builds []Build) (b Build, ok bool) {
+	for _, b := range builds {
+		if b.Major == DefaultMajor {
+			return b, true
+		}
+	}
+	if len(builds) == 0 {
+		return Build{}, false
+	}
+	return builds[len(builds)-1], true
+}
+
+// Builds finds what is installed. It looks anew each time, because builds come and go while a server runs, but asks a binary
+// for its version only once. It is safe for concurrent use.
+type Builds struct {
+	extra []string
+	home  string // "" finds nothing of `bough postgres install`
+
+	mu     sync.Mutex
+	probed map[string]probed // by bin folder
+}
+
+// probed is what a binary said, as long as it is the same file.
+type probed struct {
+	dev, ino uint64
+	size     int64
+	changed  time.Time
+	build    Build // zero: nothing that Bough runs
+}
+
+// NewBuilds makes a finder that looks into extraDirs too, each a bin folder or a folder that contains */bin.
+func NewBuilds(extraDirs []string) *Builds {
+	home, _ := Home() // without one there is nothing to find in it
+	return &Builds{extra: extraDirs, home: home, probed: map[string]probed{}}
+}
+
+// FindBuilds looks once; see Builds.Find.
+func FindBuilds(ctx context.Context, extraDirs []string) ([]Build, error) {
+	return NewBuilds(extraDirs).Find(ctx)
+}
+
+// Find lists one build of every supported major that is installed, oldest major first. The folders that the operator named
+// come first, then /usr/lib/postgresql/*/bin and the folders of PATH, then what `bough postgres install` fetched: a system's
+// own build has more extensions and gets its updates. Within each of the three the newest patch release counts. A named
+// folder without a usable build is a KindInvalid error, beside the builds that were found.
+func (f *Builds) Find(ctx context.Context) ([]Build, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	glob := func(pattern ...string) []string {
+		matches, _ := filepath.Glob(filepath.Join(pattern...)) // the only error is a malformed pattern
+		return matches
+	}
 	best := map[int]Build{}
-	var empty []string
-	keep := func(b Build) {
-		if old, ok := best[b.Major]; !ok || newer(b.Version, old.Version) {
-			best[b.Major] = b
-		}
-	}
-	seen := map[string]bool{}
-	for _, dir := range dirs {
-		if b, ok := probeBuild(ctx, dir, seen); ok {
-			keep(b)
-		}
-	}
-	for _, extra := range extraDirs {
-		dirs = []string{extra, filepath.Join(extra, "bin")}
-		add(filepath.Join(extra, "*", "bin"))
-		found := false
+	look := func(dirs []string) {
+		newest := map[int]Build{}
 		for _, dir := range dirs {
-			if b, ok := probeBuild(ctx, dir, map[string]bool{}); ok {
-				keep(b)
-				found = true
+			if b, ok := f.probe(ctx, dir); ok {
+				if old, ok := newest[b.Major]; !ok || newer(b.Version, old.Version) {
+					newest[b.Major] = b
+				}
 			}
 		}
-		if !found {
-			empty = append(empty, extra)
+		for major, b := range newest {
+			if _, ok := best[major]; !ok {
+				best[major] = b
+			}
 		}
 	}
+	var named, empty []string
+	for _, extra := range f.extra {
+		dirs := append([]string{extra, filepath.Join(extra, "bin")}, glob(extra, "*", "bin")...)
+		usable := func(dir string) bool { _, ok := f.probe(ctx, dir); return ok }
+		if !slices.ContainsFunc(dirs, usable) {
+			empty = append(empty, extra)
+		}
+		named = append(named, dirs...)
+	}
+	look(named)
+	look(append(glob("/usr/lib/postgresql/*/bin"), filepath.SplitList(os.Getenv("PATH"))...))
+	var own []string
+	for _, home := range homes(f.home) {
+		own = append(own, glob(home, "[0-9][0-9]", "bin")...)
+	}
+	look(own)
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	builds := make([]Build, 0, len(best))
-	for _, b := range best {
-		builds = append(builds, b)
-	}
-	sort.Slice(builds, func(i, j int) bool { return builds[i].Major < builds[j].Major })
+	builds := slices.SortedFunc(maps.Values(best), func(a, b Build) int { return a.Major - b.Major })
 	if len(empty) > 0 {
 		return builds, core.Invalidf("no PostgreSQL %d to %d (postgres and initdb) in %s", MinMajor, MaxMajor, strings.Join(empty, ", "))
 	}
 	return builds, nil
 }
 
-var versionLine = regexp.MustCompile(`\(PostgreSQL\) (\d+)([^\s]*)`)
-
-// probeBuild asks the postgres in dir for its version.
-func probeBuild(ctx context.Context, dir string, seen map[string]bool) (Build, bool) {
+// probe is the build in dir, if there is one that Bough runs.
+func (f *Builds) probe(ctx context.Context, dir string) (Build, bool) {
 	abs, err := filepath.Abs(dir)
-	if err != nil || dir == "" || seen[abs] {
+	if err != nil || dir == "" {
 		return Build{}, false
 	}
-	seen[abs] = true
-	for _, tool := range []string{"postgres", "initdb"} {
+	var is probed
+	for _, tool := range []string{"initdb", "postgres"} {
 		info, err := os.Stat(filepath.Join(abs, tool))
 		if err != nil || !info.Mode().IsRegular() || info.Mode()&0o111 == 0 {
 			return Build{}, false
 		}
+		is = probed{size: info.Size(), changed: info.ModTime()}
+		if st, ok := info.Sys().(*syscall.Stat_t); ok {
+			is.dev, is.ino = st.Dev, st.Ino
+		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, filepath.Join(abs, "postgres"), "--version").Output()
+	if was, ok := f.probed[abs]; ok {
+		is.build = was.build
+		if was == is {
+			return is.build, is.build.Major != 0
+		}
+	}
+	version, err := runVersion(ctx, filepath.Join(abs, "postgres"), nil)
 	if err != nil {
 		return Build{}, false
 	}
-	m := versionLine.FindStringSubmatch(string(out))
+	is.build = Build{}
+	if major, err := strconv.Atoi(leadingDigits(version)); err == nil && major >= MinMajor && major <= MaxMajor {
+		is.build = Build{Major: major, Version: version, BinDir: abs}
+	}
+	f.probed[abs] = is
+	return is.build, is.build.Major != 0
+}
+
+var versionLine = regexp.MustCompile(`\(PostgreSQL\) (\d[^\s]*)`)
+
+// runVersion asks one of PostgreSQL's programs for its version, as another OS user when cred is set.
+func runVersion(ctx context.Context, program string, cred *syscall.Credential) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program, "--version")
+	cmd.Dir, cmd.Env = "/", ServerEnv()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: cred}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("%s: %w: %s", program, err, bytes.TrimSpace(out))
+	}
+	m := versionLine.FindSubmatch(out)
 	if m == nil {
-		return Build{}, false
+		return "", fmt.Errorf("%s: not PostgreSQL: %q", program, tail(string(out), 1))
 	}
-	major, err := strconv.Atoi(m[1])
-	if err != nil || major < MinMajor || major > MaxMajor {
-		return Build{}, false
-	}
-	return Build{Major: major, Version: m[1] + m[2], BinDir: abs}, true
+	return string(m[1]), nil
+}
+
+func leadingDigits(s string) string {
+	return s[:len(s)-len(strings.TrimLeft(s, "0123456789"))]
 }
 
 // newer compares the numbers after the major; a pre-release ("18beta2") counts as older than any release.

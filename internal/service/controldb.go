@@ -48,6 +48,31 @@ func (c *controlDB) start(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, controlStartTimeout)
 	defer cancel()
 	data := c.layout.control()
+	running, err := c.driver.Scan(ctx, data)
+	if err != nil {
+		return "", err
+	}
+	if len(running) > 0 && gone(filepath.Join(c.layout.controlSocket(), postgres.SocketName)) && !gone(filepath.Join(data, "postmaster.pid")) {
+		// A starting one makes its socket after its lock file: only one that stays away was removed.
+		if lost, err := c.socketLost(ctx); err != nil {
+			return "", err
+		} else if lost {
+			if _, err := c.build(data); err != nil {
+				return "", err
+			}
+			c.log.Warn("the control database's socket was removed: restarting it")
+			for _, p := range running {
+				if err := end(ctx, p.PID, syscall.SIGINT, computeStop); err != nil {
+					return "", err
+				}
+			}
+			running = nil
+		}
+	}
+	if len(running) > 0 { // whether or not its version is still installed
+		c.sweepDrafts(data)
+		return c.layout.controlURL(), c.await(ctx)
+	}
 	build, err := c.build(data)
 	if err != nil {
 		return "", err
@@ -59,28 +84,8 @@ func (c *controlDB) start(ctx context.Context) (string, error) {
 	} else {
 		c.sweepDrafts(data)
 	}
-	running, err := c.driver.Scan(ctx, data)
-	if err != nil {
+	if err := c.launch(ctx, build, data); err != nil {
 		return "", err
-	}
-	if len(running) > 0 && gone(filepath.Join(c.layout.controlSocket(), postgres.SocketName)) && !gone(filepath.Join(data, "postmaster.pid")) {
-		// A starting one makes its socket after its lock file: only one that stays away was removed.
-		if lost, err := c.socketLost(ctx); err != nil {
-			return "", err
-		} else if lost {
-			c.log.Warn("the control database's socket was removed: restarting it")
-			for _, p := range running {
-				if err := end(ctx, p.PID, syscall.SIGINT, computeStop); err != nil {
-					return "", err
-				}
-			}
-			running = nil
-		}
-	}
-	if len(running) == 0 {
-		if err := c.launch(ctx, build, data); err != nil {
-			return "", err
-		}
 	}
 	return c.layout.controlURL(), c.await(ctx)
 }
@@ -105,14 +110,15 @@ func (c *controlDB) socketLost(ctx context.Context) (bool, error) {
 	}
 }
 
-// build chooses the PostgreSQL of the cluster: the version that made it, or the newest.
+// build chooses the PostgreSQL of the cluster: the version that made it, or the default one.
 func (c *controlDB) build(data string) (postgres.Build, error) {
-	if len(c.builds) == 0 {
-		return postgres.Build{}, core.Errorf(core.KindUnavailable, "", "no PostgreSQL (14 to 18) was found; install Debian's postgresql package or name a folder with --postgres-dir")
+	standard, ok := postgres.Default(c.builds)
+	if !ok {
+		return postgres.Build{}, core.Errorf(core.KindUnavailable, "", "no PostgreSQL (%d to %d) was found; install your system's package, or run: bough postgres install %d, or name a folder with --postgres-dir", postgres.MinMajor, postgres.MaxMajor, postgres.DefaultMajor)
 	}
 	text, err := os.ReadFile(filepath.Join(data, "PG_VERSION"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return c.builds[len(c.builds)-1], nil
+		return standard, nil
 	}
 	if err != nil {
 		return postgres.Build{}, core.Wrap(err, "service.control_database", "")
@@ -123,7 +129,7 @@ func (c *controlDB) build(data string) (postgres.Build, error) {
 			return b, nil
 		}
 	}
-	return postgres.Build{}, core.Errorf(core.KindUnavailable, "", "the control database in %s needs PostgreSQL %s, which is not installed", data, strings.TrimSpace(string(text)))
+	return postgres.Build{}, core.Errorf(core.KindUnavailable, "", "the control database in %s needs PostgreSQL %[2]s, which is not installed; get it with: bough postgres install %[2]s", data, strings.TrimSpace(string(text)))
 }
 
 func (c *controlDB) sweepDrafts(data string) {

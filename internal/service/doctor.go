@@ -115,7 +115,7 @@ func (d *doctor) online(st Status, facts ServerFacts) {
 		d.find(control.DriftControlDatabase, "healthz", "The server runs and its control database does not answer: "+st.Problem+".", "see log/control.log in the data directory")
 	}
 	if len(facts.Builds) == 0 {
-		d.find(control.DriftMissingMajor, "any", "The server has found no PostgreSQL.", "install one (bough postgres install, or Debian's postgresql package) and restart the server")
+		d.find(control.DriftMissingMajor, "any", "The server has found no PostgreSQL.", fmt.Sprintf("install your system's package, or run: bough postgres install %d", postgres.DefaultMajor))
 	} else {
 		d.ok("PostgreSQL: %s", strings.Join(facts.Builds, ", "))
 	}
@@ -175,13 +175,11 @@ func (d *doctor) offline(ctx context.Context, o DoctorOptions) error {
 		versions = append(versions, b.Version)
 	}
 	if len(builds) == 0 {
-		d.find(control.DriftMissingMajor, "any", "No PostgreSQL (14 to 18) was found.", "install Debian's postgresql package, or name a folder with --postgres-dir")
+		d.find(control.DriftMissingMajor, "any", "No PostgreSQL (14 to 18) was found.", fmt.Sprintf("install your system's package, or run: bough postgres install %d, or name a folder with --postgres-dir", postgres.DefaultMajor))
 	} else {
 		d.ok("PostgreSQL: %s", strings.Join(versions, ", "))
 	}
-	d.add(control.MissingMajors(inv, func(major int) bool {
-		return slices.ContainsFunc(builds, func(b postgres.Build) bool { return b.Major == major })
-	}))
+	d.add(control.MissingMajors(inv, builds))
 	d.add(checkSecrets(l))
 	if space, err := storage.SpaceOf(l.dir); err == nil {
 		d.space(space, "", true)

@@ -108,7 +108,8 @@ func (s *Server) operatorHandler() http.Handler {
 				CertExpires: s.certificates.Leaf().NotAfter, LocalCA: s.certificates.CAFile() != "",
 			}
 			facts.Space, err = s.control.Volumes.Space(r.Context())
-			for _, b := range s.control.Builds {
+			builds, _ := s.control.Builds.Find(r.Context()) // the report has a finding of what is missing
+			for _, b := range builds {
 				facts.Builds = append(facts.Builds, b.Version)
 			}
 			if err == nil {

@@ -120,9 +120,14 @@ func (s *Server) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	builds, err := postgres.FindBuilds(ctx, s.cfg.PostgresDirs)
+	installed := postgres.NewBuilds(s.cfg.PostgresDirs)
+	builds, err := installed.Find(ctx)
 	if err != nil {
-		return err
+		if len(builds) == 0 {
+			return err
+		}
+		// Such as a version that was removed: its computes may still run, and the others are not to suffer.
+		s.log.Warn("a folder of --postgres-dir is of no use", "error", core.UserMessage(err))
 	}
 	extensions, err := postgres.ParseAllowList(s.cfg.Extensions)
 	if err != nil {
@@ -185,7 +190,7 @@ func (s *Server) start(ctx context.Context) error {
 	}
 	s.control = control.New(control.Options{
 		Store: s.store, Queue: queue, Computes: computes, Driver: s.driver, Volumes: pool, WAL: history.NewDirs(s.layout.path("wal"), uid, gid),
-		Builds: builds, Inspector: postgres.NewInspector(s.layout.builds(), cred),
+		Builds: installed, Inspector: postgres.NewInspector(s.layout.builds(), cred),
 		Overlays: postgres.NewOverlays(s.layout.builds(), extensions, cred, s.log), Sealer: sealer, Init: postgres.InitOptions{Cred: cred}, DataDir: s.layout.dir, RunDir: s.layout.runDir(),
 		Reconcile: control.ReconcileOptions{
 			Every: s.cfg.ReconcileEvery, Patience: s.cfg.ReconcilePatience, LogDir: s.layout.logs(),
