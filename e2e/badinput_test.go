@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"regexp"
 	"strings"
 	"testing"
@@ -172,7 +171,6 @@ func TestBadInput(t *testing.T) {
 		"timeout too long":            {"PATCH", path("/endpoints/" + p.Endpoint), `{"endpoint":{"suspend_timeout_seconds":604801}}`, 400, "", `604800`},
 		"timeout below never":         {"PATCH", path("/endpoints/" + p.Endpoint), `{"endpoint":{"suspend_timeout_seconds":-2}}`, 400, "", `suspend_timeout`},
 		"retention too long":          {"PATCH", path(""), `{"project":{"history_retention_seconds":2592001}}`, 400, "", `2592000`},
-		"version that is not there":   {"POST", "/projects", `{"project":{"pg_version":14}}`, 400, "", `(?i)installed.*\d\d`},
 		"version of no PostgreSQL":    {"POST", "/projects", `{"project":{"pg_version":9}}`, 400, "", `14`},
 		"branch from a moment":        {"POST", path("/branches"), `{"branch":{"parent_timestamp":"2030-01-01T00:00:00Z"}}`, 501, "NOT_IMPLEMENTED", `parent_timestamp`},
 		"not built: restore":          {"POST", path("/branches/" + child.ID + "/restore"), `{"source_branch_id":"` + p.Branch + `"}`, 501, "NOT_IMPLEMENTED", `.`},
@@ -181,12 +179,6 @@ func TestBadInput(t *testing.T) {
 		"project of another's branch": {"GET", "/projects/no-such-1/branches/" + child.ID, "", 404, "", `no-such-1`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if name == "version that is not there" {
-				if _, err := os.Stat("/usr/lib/postgresql/14/bin/postgres"); err == nil {
-					t.Log("PostgreSQL 14 is here")
-					return
-				}
-			}
 			r := s.raw(t, "", c.method, c.path, c.body)
 			if r.status != c.status || (c.code != "" && r.code != c.code) {
 				t.Errorf("answers %d %s %q, want %d %s", r.status, r.code, r.message, c.status, c.code)

@@ -161,7 +161,7 @@ func TestBranchOfBranch(t *testing.T) {
 
 func branchOfBranch(t *testing.T, s *server) {
 	const depth = 5
-	p := s.project(t)
+	p := s.checkable(t)
 	level := branch{ID: p.Branch, Endpoint: p.Endpoint, URI: p.URI}
 	sql(t, s.connect(t, p.URI), "create table levels (n int, at text)")
 	line := []branch{level}

@@ -23,6 +23,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/boughdb/bough/api"
+	"github.com/boughdb/bough/internal/postgres"
 	"github.com/boughdb/bough/sdk"
 )
 
@@ -425,11 +426,15 @@ func copyOfVolume(t *testing.T, s *server, branch, name string) {
 // postgresBin is the folder of a major version's programs.
 func postgresBin(t *testing.T, major string) string {
 	t.Helper()
-	dir := filepath.Join("/usr/lib/postgresql", major, "bin")
-	if _, err := os.Stat(dir); err != nil {
-		t.Skipf("needs PostgreSQL %s in %s", major, dir)
+	builds, err := postgres.FindBuilds(t.Context(), nil)
+	must(t, err)
+	for _, b := range builds {
+		if strconv.Itoa(b.Major) == major {
+			return b.BinDir
+		}
 	}
-	return dir
+	t.Fatalf("PostgreSQL %s is not on this machine", major)
+	return ""
 }
 
 // TestDriftThatIsReported makes drifts that only a person can decide on.

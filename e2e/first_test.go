@@ -20,7 +20,7 @@ func TestKillFirstStart(t *testing.T) {
 		<-timer.C
 		s.Kill9()
 		s.Start()
-		p := s.project(t)
+		p := s.checkable(t)
 		if n := value[int](t, s.connect(t, p.URI), "select 1"); n != 1 {
 			t.Error(n)
 		}

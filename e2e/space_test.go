@@ -132,7 +132,7 @@ func TestSpaceRunsOut(t *testing.T) {
 	needRoot(t, "it mounts a small file system")
 	s := smallHost(t)
 	host, pool := filepath.Dir(s.dir), filepath.Join(s.dir, "pool")
-	p := s.project(t)
+	p := s.checkable(t)
 	b := p.branch(t, "")
 	conn := s.connect(t, p.URI)
 	sql(t, conn, "create table rows (n int primary key, filler text)")

@@ -54,7 +54,7 @@ func (s *Service) build(ctx context.Context, major int) (postgres.Build, error) 
 func (s *Service) installed(ctx context.Context, major int) (postgres.Build, error) {
 	b, err := s.build(ctx, major)
 	if core.IsKind(err, core.KindInvalid) {
-		err = &core.Error{Kind: core.KindUnprocessable, Message: core.UserMessage(err), Err: err}
+		err = core.Errorf(core.KindUnprocessable, "", "%s", core.UserMessage(err))
 	}
 	return b, err
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -49,25 +50,54 @@ func Run(m *testing.M) int {
 	return m.Run()
 }
 
-// Build is the newest installed PostgreSQL. PGTEST_MAJOR picks another one, PGTEST_BINDIR adds a folder to look into.
-func Build(t testing.TB) postgres.Build {
+// Builds lists the installed majors, oldest first; PGTEST_MAJOR picks one of them.
+func Builds(t testing.TB) []postgres.Build {
 	t.Helper()
-	var extra []string
-	if dir := os.Getenv("PGTEST_BINDIR"); dir != "" {
-		extra = append(extra, dir)
-	}
-	builds, err := postgres.FindBuilds(t.Context(), extra)
+	builds, err := postgres.FindBuilds(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := os.Getenv("PGTEST_MAJOR")
-	for i := len(builds) - 1; i >= 0; i-- {
-		if want == "" || want == fmt.Sprint(builds[i].Major) {
-			return builds[i]
+	if want := os.Getenv("PGTEST_MAJOR"); want != "" {
+		builds = slices.DeleteFunc(builds, func(b postgres.Build) bool { return fmt.Sprint(b.Major) != want })
+	}
+	if len(builds) == 0 {
+		t.Fatal("no PostgreSQL installation found; run: make deps")
+	}
+	return builds
+}
+
+// Build is the PostgreSQL that projects get by default, or the one that PGTEST_MAJOR picks.
+func Build(t testing.TB) postgres.Build {
+	t.Helper()
+	b, _ := postgres.Default(Builds(t))
+	return b
+}
+
+// BuildWith is Build, or the newest installation that has all of these programs. Where none has, it is Build: a test that
+// cannot do without skips.
+func BuildWith(t testing.TB, programs ...string) postgres.Build {
+	t.Helper()
+	builds := Builds(t)
+	standard, _ := postgres.Default(builds)
+	for _, b := range append(builds, standard) { // the last that fits counts
+		fits := true
+		for _, name := range programs {
+			_, err := os.Stat(b.Tool(name))
+			fits = fits && err == nil
+		}
+		if fits {
+			standard = b
 		}
 	}
-	t.Fatal("no PostgreSQL installation found; run: make deps")
-	return postgres.Build{}
+	return standard
+}
+
+// Each runs a test on every installed major.
+func Each(t *testing.T, test func(t *testing.T, b postgres.Build)) {
+	t.Helper()
+	for _, b := range Builds(t) {
+		t.Run(fmt.Sprint(b.Major), func(t *testing.T) { test(t, b) })
+	}
 }
 
 // Cred is the OS user of test clusters: nil unless the tests run as root.
@@ -185,11 +215,16 @@ type Cluster struct {
 func NewCluster(t testing.TB, o Options) *Cluster {
 	t.Helper()
 	dir := TempDir(t)
-	b := Build(t)
-	cred := Cred(t)
 	if o.Build.Major == 0 {
-		o.Build = b
+		o.Build = Build(t)
 	}
+	b := o.Build
+	for _, plain := range Builds(t) {
+		if plain.Major == b.Major {
+			b = plain // a view of it (postgres.Overlays) has no initdb
+		}
+	}
+	cred := Cred(t)
 	driver, err := local.New(cred, nil)
 	if err != nil {
 		t.Fatal(err)
