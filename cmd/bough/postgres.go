@@ -114,10 +114,15 @@ Your system's own packages (such as postgresql-17) come with more extensions, an
 			if err != nil {
 				return err
 			}
+			var failed error // the last; those before it are printed at once
 			for _, major := range majors {
 				got, err := postgres.Install(cmd.Context(), major, cred)
 				if err != nil {
-					return err
+					report(failed)
+					if failed = err; cmd.Context().Err() != nil {
+						break
+					}
+					continue
 				}
 				if !got.Changed {
 					fmt.Printf("PostgreSQL %s is there already: %s\n", got.Build.Version, got.Build.BinDir)
@@ -128,7 +133,7 @@ Your system's own packages (such as postgresql-17) come with more extensions, an
 					fmt.Printf("  left out, because this machine lacks a library: %s\n", strings.Join(got.LeftOut, ", "))
 				}
 			}
-			return nil
+			return failed
 		},
 	}
 }
