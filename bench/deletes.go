@@ -40,7 +40,7 @@ func (b *bench) deletes(ctx context.Context) ([]row, error) {
 			return nil, err
 		}
 	}
-	if err := b.tool(ctx, "pgbench", "-q", "-i", "-s", strconv.Itoa(b.childScale), victim.uri); err != nil {
+	if err := b.runPgbench(ctx, "-q", "-i", "-s", strconv.Itoa(b.childScale), victim.uri); err != nil {
 		return nil, err
 	}
 	relation, err := b.relation(ctx, victim)
@@ -252,7 +252,7 @@ type load struct {
 }
 
 func (b *bench) startLoad(ctx context.Context, uri string) (*load, error) {
-	l := &load{cmd: exec.CommandContext(ctx, b.build.Tool("pgbench"), "-n", "-c", "8", "-j", "2", "-P", "1", "-T", "7200", uri)}
+	l := &load{cmd: exec.CommandContext(ctx, b.pgbenchPath, "-n", "-c", "8", "-j", "2", "-P", "1", "-T", "7200", uri)}
 	out, err := l.cmd.StderrPipe()
 	if err != nil {
 		return nil, err

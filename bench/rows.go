@@ -237,7 +237,7 @@ func (b *bench) branchUnderLoad(ctx context.Context) ([]row, error) {
 	if err := b.resize(ctx, b.main, machineCU(), machineCU()); err != nil {
 		return nil, err
 	}
-	load := exec.CommandContext(ctx, b.build.Tool("pgbench"), "-n", "-c", "8", "-j", "2", "-T", "600", b.main.uri)
+	load := exec.CommandContext(ctx, b.pgbenchPath, "-n", "-c", "8", "-j", "2", "-T", "600", b.main.uri)
 	if err := load.Start(); err != nil {
 		return nil, err
 	}
@@ -296,7 +296,7 @@ var tpsLine = regexp.MustCompile(`tps = ([0-9.]+)`)
 
 // pgbench returns transactions per second.
 func (b *bench) pgbench(ctx context.Context, uri string) (float64, error) {
-	out, err := exec.CommandContext(ctx, b.build.Tool("pgbench"), "-n", "-c", "8", "-j", "2", "-T", strconv.Itoa(b.seconds), uri).CombinedOutput()
+	out, err := exec.CommandContext(ctx, b.pgbenchPath, "-n", "-c", "8", "-j", "2", "-T", strconv.Itoa(b.seconds), uri).CombinedOutput()
 	if err != nil {
 		return 0, fmt.Errorf("pgbench: %w: %s", err, out)
 	}

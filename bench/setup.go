@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -27,16 +28,17 @@ import (
 // bench is a running server and a plain PostgreSQL of the same build beside it.
 type bench struct {
 	options
-	dir     string
-	data    string
-	build   postgres.Build
-	cred    *syscall.Credential
-	server  *exec.Cmd
-	client  *sdk.Client
-	pgAddr  string
-	storage string
-	api     string // its address
-	key     string
+	dir         string
+	data        string
+	build       postgres.Build
+	pgbenchPath string
+	cred        *syscall.Credential
+	server      *exec.Cmd
+	client      *sdk.Client
+	pgAddr      string
+	storage     string
+	api         string // its address
+	key         string
 
 	main *target // the first project's endpoint, filled with pgbench data
 }
@@ -55,13 +57,9 @@ func start(ctx context.Context, o options) (b *bench, err error) {
 	if err != nil || len(builds) == 0 {
 		return nil, fmt.Errorf("no PostgreSQL found; run: make deps (%w)", err)
 	}
-	for _, b.build = range builds { // the server's choice: 17, else the newest
-		if b.build.Major == 17 {
-			break
-		}
-	}
-	if _, err := os.Stat(b.build.Tool("pgbench")); err != nil {
-		return nil, fmt.Errorf("no pgbench beside %s; install Debian's postgresql package", b.build.BinDir)
+	b.build, _ = postgres.Default(builds) // the server's choice
+	if b.pgbenchPath, err = findPgbench(builds); err != nil {
+		return nil, err
 	}
 	if b.cred, err = local.Credential(""); err != nil {
 		return nil, err
@@ -91,7 +89,7 @@ func start(ctx context.Context, o options) (b *bench, err error) {
 	if err := b.resize(ctx, b.main, machineCU(), machineCU()); err != nil {
 		return nil, err
 	}
-	if err := b.tool(ctx, "pgbench", "-q", "-i", "-s", strconv.Itoa(o.scale), b.main.uri); err != nil {
+	if err := b.runPgbench(ctx, "-q", "-i", "-s", strconv.Itoa(o.scale), b.main.uri); err != nil {
 		return nil, err
 	}
 	return b, b.resize(ctx, b.main, defaultCU, defaultCU)
@@ -175,11 +173,20 @@ func (b *bench) stop() {
 	}
 }
 
-// tool runs one of PostgreSQL's programs.
-func (b *bench) tool(ctx context.Context, name string, args ...string) error {
-	cmd := exec.CommandContext(ctx, b.build.Tool(name), args...)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w: %s", name, err, out)
+// findPgbench finds a pgbench, which may be of another version than the servers it measures: not every build has one.
+func findPgbench(builds []postgres.Build) (string, error) {
+	for _, b := range slices.Backward(builds) {
+		if path := b.Tool("pgbench"); !slices.Contains(b.Lacks(), "pgbench") {
+			return path, nil
+		}
+	}
+	return "", errors.New("no pgbench on this machine; install Debian's postgresql package")
+}
+
+// runPgbench runs pgbench to its end.
+func (b *bench) runPgbench(ctx context.Context, args ...string) error {
+	if out, err := exec.CommandContext(ctx, b.pgbenchPath, args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("pgbench: %w: %s", err, out)
 	}
 	return nil
 }

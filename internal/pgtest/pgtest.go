@@ -92,11 +92,14 @@ func BuildWith(t testing.TB, programs ...string) postgres.Build {
 	return standard
 }
 
-// Each runs a test on every installed major.
+// Each runs a test on every installed major, beside each other.
 func Each(t *testing.T, test func(t *testing.T, b postgres.Build)) {
 	t.Helper()
 	for _, b := range Builds(t) {
-		t.Run(fmt.Sprint(b.Major), func(t *testing.T) { test(t, b) })
+		t.Run(fmt.Sprint(b.Major), func(t *testing.T) {
+			t.Parallel()
+			test(t, b)
+		})
 	}
 }
 
