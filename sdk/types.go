@@ -12,6 +12,7 @@ type (
 	ProjectCreated          = api.ProjectCreated
 	ProjectUpdate           = api.ProjectUpdate
 	ProjectSettings         = api.ProjectSettings
+	AllowedIPs              = api.AllowedIps
 	ProjectOperations       = api.ProjectOperations
 	DefaultEndpointSettings = api.DefaultEndpointSettings
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -53,8 +54,25 @@ func (a *app) projectFields(p *sdk.Project) fields {
 	if p.Settings != nil && p.Settings.EnableLogicalReplication != nil && *p.Settings.EnableLogicalReplication {
 		f.add("Logical replication", "on")
 	}
+	if p.Settings != nil {
+		f.add("Connections from", connectionsFrom(p.Settings))
+	}
 	f.add("Created", a.when(p.CreatedAt))
 	return f
+}
+
+// connectionsFrom says who may connect, "" for everybody.
+func connectionsFrom(s *sdk.ProjectSettings) string {
+	ips := s.AllowedIps
+	switch {
+	case deref(s.BlockPublicConnections):
+		return "loopback and private addresses"
+	case ips == nil || len(deref(ips.Ips)) == 0:
+		return ""
+	case deref(ips.ProtectedBranchesOnly):
+		return strings.Join(*ips.Ips, ", ") + " (to protected branches; to others from everywhere)"
+	}
+	return strings.Join(*ips.Ips, ", ")
 }
 
 func (a *app) projectsGet() *cobra.Command {
@@ -188,15 +206,19 @@ func (a *app) refresh(ctx context.Context, cl *sdk.Client, b *sdk.Branch, endpoi
 
 func (a *app) projectsUpdate() *cobra.Command {
 	var name, retention string
-	var logical bool
+	var logical, protectedOnly, blockPublic bool
+	var ips []string
 	var compute computeFlags
 	c := &cobra.Command{Use: "update [project] [flags]", Short: "Rename a project or change its settings",
 		Long: "Change a project. --cu and --suspend-timeout are for computes made from now on.",
 		Example: "  bough projects update brisk-ember-81697531 --name shop\n  bough projects update shop --history-retention 7d\n" +
-			"  bough projects update shop --logical-replication"}
+			"  bough projects update shop --logical-replication\n  bough projects update shop --allowed-ips 203.0.113.7,10.0.0.0/8"}
 	c.Flags().StringVar(&name, "name", "", "new name")
 	c.Flags().StringVar(&retention, "history-retention", "", "how long history is kept, such as 24h or 7d")
 	c.Flags().BoolVar(&logical, "logical-replication", false, logicalHelp+"; restarts running computes")
+	c.Flags().StringSliceVar(&ips, "allowed-ips", nil, `who may connect: addresses, blocks like 10.0.0.0/8, ranges like 10.0.0.1-10.0.0.9; "" lets everybody in`)
+	c.Flags().BoolVar(&protectedOnly, "allowed-ips-protected-only", false, "apply --allowed-ips to protected branches only")
+	c.Flags().BoolVar(&blockPublic, "block-public", false, "accept connections from loopback and private addresses only, whatever --allowed-ips says")
 	compute.add(c)
 	return a.verb(a.waitFlag(a.projectFlag(c)), cobra.MaximumNArgs(1), func(ctx context.Context, args []string) error {
 		a.firstIsProject(args)
@@ -213,11 +235,28 @@ func (a *app) projectsUpdate() *cobra.Command {
 			u.DefaultEndpointSettings = &sdk.DefaultEndpointSettings{AutoscalingLimitMinCU: low, AutoscalingLimitMaxCU: high,
 				SuspendTimeoutSeconds: suspend}
 		}
-		if c.Flags().Changed("logical-replication") { // false is for the server to refuse
-			u.Settings = &sdk.ProjectSettings{EnableLogicalReplication: &logical}
+		var settings sdk.ProjectSettings
+		changed := c.Flags().Changed
+		if changed("logical-replication") { // false is for the server to refuse
+			settings.EnableLogicalReplication = &logical
+		}
+		if changed("block-public") {
+			settings.BlockPublicConnections = &blockPublic
+		}
+		if changed("allowed-ips") || changed("allowed-ips-protected-only") {
+			settings.AllowedIps = &sdk.AllowedIPs{}
+			if changed("allowed-ips") {
+				settings.AllowedIps.Ips = &ips
+			}
+			if changed("allowed-ips-protected-only") {
+				settings.AllowedIps.ProtectedBranchesOnly = &protectedOnly
+			}
+		}
+		if settings != (sdk.ProjectSettings{}) {
+			u.Settings = &settings
 		}
 		if u == (sdk.ProjectUpdate{}) {
-			return usagef("nothing to change: give --name, --history-retention, --logical-replication, --cu or --suspend-timeout")
+			return usagef("nothing to change: give a flag; bough projects update --help lists them")
 		}
 		cl, id, err := a.project(ctx)
 		if err != nil {

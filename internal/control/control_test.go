@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/url"
 	"strings"
 	"sync"
@@ -52,14 +53,20 @@ func TestSettings(t *testing.T) {
 		`{"maintenance_window":{"weekdays":[1,7],"start_time":"23:00","end_time":"00:00"}}`: "",
 		`{"maintenance_window":{"weekdays":[8],"start_time":"23:00","end_time":"00:00"}}`:   "from 1 (Monday)",
 		`{"maintenance_window":{"weekdays":[1],"start_time":"24:00","end_time":"00:00"}}`:   "23:59",
-		`{"maintenance_window":{}}`:            "needs weekdays",
-		`{"allowed_ips":{"ips":["10.0.0.1"]}}`: "settings.allowed_ips is not built",
-		`{"hipaa":true}`:                       "settings.hipaa is not built",
-		`{"enable_logical_replication":true}`:  "",
-		`{"quota":{"logical_size_bytes":1}}`:   "settings.quota is not built",
-		`{"quota":{"logical_size_bytes":-1}}`:  "must not be negative",
-		`{"hipaa":"yes"}`:                      "hipaa must not be a string",
-		`[]`:                                   "must be an object",
+		`{"maintenance_window":{}}`: "needs weekdays",
+		`{"allowed_ips":{"ips":["10.0.0.1","::1","10.0.0.0/8","10.0.0.1-10.0.0.9"],"protected_branches_only":true}}`: "",
+		`{"allowed_ips":{"ips":["10.0.0.1","10.0.0.300"]}}`:                                                          `"10.0.0.300" is not an IP address`,
+		`{"allowed_ips":{"ips":["10.0.0.1,10.0.0.2"]}}`:                                                              "settings.allowed_ips.ips[0]",
+		`{"allowed_ips":["10.0.0.1"]}`:                                                                               "settings.allowed_ips must be an object",
+		`{"block_public_connections":true}`:                                                                          "",
+		`{"block_vpc_connections":true}`:                                                                             "settings.block_vpc_connections cannot be turned on",
+		`{"hipaa":true}`:                                                                                             "settings.hipaa cannot be turned on",
+		`{"audit_log_level":"base"}`:                                                                                 "settings.audit_log_level is not built",
+		`{"enable_logical_replication":true}`:                                                                        "",
+		`{"quota":{"logical_size_bytes":1}}`:                                                                         "settings.quota is not built",
+		`{"quota":{"logical_size_bytes":-1}}`:                                                                        "must not be negative",
+		`{"hipaa":"yes"}`:                                                                                            "hipaa must not be a string",
+		`[]`:                                                                                                         "must be an object",
 	} {
 		merged, err := mergeSettings(json.RawMessage(defaultSettings), json.RawMessage(sent))
 		if want == "" {
@@ -70,6 +77,33 @@ func TestSettings(t *testing.T) {
 		} else if err == nil || !strings.Contains(core.UserMessage(err), want) {
 			t.Errorf("%s: %v, want %q", sent, err, want)
 		}
+	}
+}
+
+func TestAccess(t *testing.T) {
+	settings := json.RawMessage(defaultSettings)
+	for _, step := range []struct {
+		sent, leaf, protected string // who may connect to an ordinary and to a protected branch
+	}{
+		{`{}`, "[] false", "[] false"},
+		{`{"allowed_ips":{"ips":["10.0.0.1"]}}`, "[10.0.0.1] false", "[10.0.0.1] false"},
+		{`{"allowed_ips":{"protected_branches_only":true}}`, "[] false", "[10.0.0.1] false"},
+		{`{"hipaa":false,"allowed_ips":null}`, "[] false", "[10.0.0.1] false"},
+		{`{"block_public_connections":true}`, "[] true", "[10.0.0.1] true"},
+		{`{"block_public_connections":false,"allowed_ips":{"ips":[]}}`, "[] false", "[] false"},
+	} {
+		var err error
+		if settings, err = mergeSettings(settings, json.RawMessage(step.sent)); err != nil {
+			t.Fatal(step.sent, err)
+		}
+		for protected, want := range map[bool]string{false: step.leaf, true: step.protected} {
+			if a, err := accessOf(settings, protected); err != nil || fmt.Sprint(a.AllowedIPs, a.PrivateOnly) != want {
+				t.Errorf("%s, protected %v: %+v, %v, want %s", step.sent, protected, a, err, want)
+			}
+		}
+	}
+	if _, err := accessOf(json.RawMessage(`{"allowed_ips":{"ips":7}}`), false); err == nil {
+		t.Error("settings that cannot be read let everybody in")
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
-	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -142,42 +141,46 @@ const defaultSettings = `{
 
 // unbuiltSettings are settings that later work will honour; until then only the value that asks for nothing is taken.
 type unbuiltSettings struct {
-	Quota map[string]int64 `json:"quota"`
-	IPs   struct {
-		IPs           []string `json:"ips"`
-		ProtectedOnly bool     `json:"protected_branches_only"`
-	} `json:"allowed_ips"`
-	BlockPublic   bool   `json:"block_public_connections"`
-	BlockVPC      bool   `json:"block_vpc_connections"`
-	HIPAA         bool   `json:"hipaa"`
-	AuditLogLevel string `json:"audit_log_level"`
+	Quota         map[string]int64 `json:"quota"`
+	AuditLogLevel string           `json:"audit_log_level"`
 }
 
 func (u unbuiltSettings) check() error {
-	asks := map[string]bool{
-		"settings.allowed_ips":              len(u.IPs.IPs) > 0,
-		"settings.block_public_connections": u.BlockPublic,
-		"settings.block_vpc_connections":    u.BlockVPC,
-		"settings.hipaa":                    u.HIPAA,
-		"settings.audit_log_level":          u.AuditLogLevel != "",
-	}
+	asks := false
 	for name, v := range u.Quota {
 		if v < 0 {
 			return core.Invalidf("settings.quota.%s must not be negative", clip(name))
 		}
-		asks["settings.quota"] = asks["settings.quota"] || v > 0
+		asks = asks || v > 0
 	}
-	names := make([]string, 0, len(asks))
-	for name := range asks {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
-		if asks[name] {
-			return notBuilt(name)
-		}
+	switch {
+	case asks:
+		return notBuilt("settings.quota")
+	case u.AuditLogLevel != "":
+		return notBuilt("settings.audit_log_level")
 	}
 	return nil
+}
+
+// cloudSettings mean nothing on one's own machine: what they ask for cannot be promised.
+type cloudSettings struct {
+	BlockVPC bool `json:"block_vpc_connections"`
+	HIPAA    bool `json:"hipaa"`
+}
+
+func (c cloudSettings) check() error {
+	switch {
+	case c.BlockVPC:
+		return notHere("settings.block_vpc_connections", "there are no VPC endpoints here; settings.allowed_ips and settings.block_public_connections say who may connect")
+	case c.HIPAA:
+		return notHere("settings.hipaa", "it is an agreement with the provider of a cloud, not a property of a server")
+	}
+	return nil
+}
+
+// notHere refuses what can only be asked of a cloud.
+func notHere(what, why string) error {
+	return core.Errorf(core.KindUnprocessable, "NOT_SUPPORTED", "%s cannot be turned on: %s; leave it out or send false", what, why)
 }
 
 type maintenanceWindow struct {
@@ -203,29 +206,17 @@ func (w maintenanceWindow) check() error {
 	return nil
 }
 
-// mergeSettings puts what was sent over what there is, key by key at the top level, and checks it.
+// mergeSettings puts what was sent over what there is, key by key at the top level and within allowed_ips (a change of
+// protected_branches_only alone must not empty the list), and checks it.
 func mergeSettings(cur, sent json.RawMessage) (json.RawMessage, error) {
-	merged := map[string]json.RawMessage{}
-	for _, doc := range []json.RawMessage{cur, sent} {
-		if len(doc) == 0 {
-			continue
-		}
-		layer := map[string]json.RawMessage{}
-		if err := json.Unmarshal(doc, &layer); err != nil {
-			return nil, core.Invalidf("settings must be an object")
-		}
-		for k, v := range layer {
-			if string(v) != "null" {
-				merged[k] = v
-			}
-		}
-	}
-	out, err := json.Marshal(merged)
+	out, err := mergeObjects("settings", cur, sent, "allowed_ips")
 	if err != nil {
-		return nil, core.Wrap(err, "control.settings", "")
+		return nil, err
 	}
 	var asked struct {
 		unbuiltSettings
+		cloudSettings
+		accessSettings
 		LogicalReplication bool               `json:"enable_logical_replication"`
 		Window             *maintenanceWindow `json:"maintenance_window"`
 		Preload            preloadSettings    `json:"preload_libraries"`
@@ -237,8 +228,10 @@ func mergeSettings(cur, sent json.RawMessage) (json.RawMessage, error) {
 		return nil, core.Errorf(core.KindUnprocessable, "LOGICAL_REPLICATION_ENABLED",
 			"settings.enable_logical_replication cannot be turned off again, because replication slots need it; send true or leave it out")
 	}
-	if err := asked.check(); err != nil {
-		return nil, err
+	for _, err := range []error{asked.unbuiltSettings.check(), asked.cloudSettings.check(), asked.accessSettings.check()} {
+		if err != nil {
+			return nil, err
+		}
 	}
 	if asked.Window != nil {
 		if err := asked.Window.check(); err != nil {
@@ -246,6 +239,34 @@ func mergeSettings(cur, sent json.RawMessage) (json.RawMessage, error) {
 		}
 	}
 	return out, nil
+}
+
+// mergeObjects puts the keys of sent over those of cur; null leaves a key alone. The values of deep are merged the same way.
+func mergeObjects(what string, cur, sent json.RawMessage, deep string) (json.RawMessage, error) {
+	merged := map[string]json.RawMessage{}
+	for _, doc := range []json.RawMessage{cur, sent} {
+		if len(doc) == 0 {
+			continue
+		}
+		layer := map[string]json.RawMessage{}
+		if err := json.Unmarshal(doc, &layer); err != nil {
+			return nil, core.Invalidf("%s must be an object", what)
+		}
+		for k, v := range layer {
+			if string(v) == "null" {
+				continue
+			}
+			if k == deep && merged[k] != nil {
+				var err error
+				if v, err = mergeObjects(what+"."+k, merged[k], v, ""); err != nil {
+					return nil, err
+				}
+			}
+			merged[k] = v
+		}
+	}
+	out, err := json.Marshal(merged)
+	return out, core.Wrap(err, "control.settings", "")
 }
 
 // logicalReplication tells whether a project's settings turn logical replication on.

@@ -22,21 +22,25 @@ type Door struct{ s *Service }
 // Door returns the control plane as the front door sees it.
 func (s *Service) Door() Door { return Door{s} }
 
-// Endpoint finds an endpoint by its id; KindNotFound when there is none. running tells whether the compute answers that says
-// who may log in: its own, or a replica's primary.
-func (d Door) Endpoint(ctx context.Context, id string) (e core.Endpoint, running bool, err error) {
+// Endpoint finds an endpoint by its id, and from where clients may connect to it; KindNotFound when there is none. running
+// tells whether the compute answers that says who may log in: its own, or a replica's primary.
+func (d Door) Endpoint(ctx context.Context, id string) (e core.Endpoint, access core.Access, running bool, err error) {
 	if !core.ValidID(id) {
-		return e, false, core.NotFoundf("endpoint %q not found", clip(id))
+		return e, access, false, core.NotFoundf("endpoint %q not found", clip(id))
 	}
-	if e, err = d.s.Store.Endpoint(ctx, id); err != nil {
-		return e, false, err
+	e, protected, settings, err := d.s.Store.EndpointAccess(ctx, id)
+	if err != nil {
+		return e, access, false, err
+	}
+	if access, err = accessOf(settings, protected); err != nil {
+		return e, access, false, err
 	}
 	if isReplica(e) {
 		_, running, err = d.s.running(ctx, e.BranchID)
-		return e, running, err
+		return e, access, running, err
 	}
 	_, running = d.s.Computes.Lookup(id)
-	return e, running, nil
+	return e, access, running, nil
 }
 
 // Verifier returns the SCRAM verifier of a role on an endpoint's branch; found is false for a role that is unknown or has

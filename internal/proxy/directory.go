@@ -1,6 +1,10 @@
 package proxy
 
-import "context"
+import (
+	"context"
+
+	"github.com/boughdb/bough/internal/core"
+)
 
 // Target is what the door must know of an endpoint before it lets a client authenticate.
 type Target struct {
@@ -9,9 +13,7 @@ type Target struct {
 	BranchID   string
 	Disabled   bool // connections are refused
 	Running    bool // the compute is up: its catalog, not our copy, says who may log in
-
-	// AllowedIPs are single addresses, CIDR blocks and "a-b" ranges; empty means everybody.
-	AllowedIPs []string
+	Access     core.Access
 }
 
 // Directory knows endpoints, who may log in to them, and where their computes are. Its errors are *core.Error.

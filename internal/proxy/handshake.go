@@ -264,8 +264,8 @@ func (s *Server) admit(ctx context.Context, c *clientConn, id string) (Target, e
 		}
 		return t, directoryError(err, "find", id)
 	}
-	if !allowed(t.AllowedIPs, c.remote) {
-		return t, fatalf(codeInvalidAuth, "address %s is not allowed to connect to endpoint %q", c.remote, id)
+	if err := refuseAddress(t.Access, c.remote); err != nil {
+		return t, err
 	}
 	if t.Disabled {
 		f := fatalf(codeWrongState, "endpoint %q is disabled", id)

@@ -69,32 +69,36 @@ func TestFindRoute(t *testing.T) {
 	}
 }
 
-func TestAllowed(t *testing.T) {
+func TestAddresses(t *testing.T) {
 	for _, tc := range []struct {
-		list string
-		addr string
-		want bool
+		list    string
+		private bool
+		addr    string
+		want    bool
 	}{
-		{"", "1.2.3.4", true},
-		{"1.2.3.4", "1.2.3.4", true},
-		{"1.2.3.5", "1.2.3.4", false},
-		{"1.2.3.4", "::ffff:1.2.3.4", true},
-		{"1.2.0.0/16", "1.2.3.4", true},
-		{"1.3.0.0/16", "1.2.3.4", false},
-		{"1.2.3.1-1.2.3.9", "1.2.3.4", true},
-		{"1.2.3.1 - 1.2.3.3", "1.2.3.4", false},
-		{"::1-::5", "1.2.3.4", false},
-		{"2001:db8::/32", "2001:db8::1", true},
-		{"junk,1.2.3.4/99,a-b,1-2-3", "1.2.3.4", false},
-		{"junk,1.2.3.4", "1.2.3.4", true},
+		{"", false, "1.2.3.4", true},
+		{"1.2.3.5 1.2.0.0/16", false, "1.2.3.4", true},
+		{"1.2.3.5", false, "1.2.3.4", false},
+		{"1.2.3.4", false, "::ffff:1.2.3.4", true},
+		{"junk 1.2.3.4/99 a-b 1-2-3", false, "1.2.3.4", false},
+		{"junk 1.2.3.4", false, "1.2.3.4", true},
+		{"", true, "1.2.3.4", false},
+		{"1.2.3.4", true, "1.2.3.4", false},
+		{"1.2.3.4", true, "10.0.0.1", true},
+		{"", true, "127.0.0.2", true},
+		{"", true, "::1", true},
+		{"", true, "fd00::1", true},
+		{"", true, "::ffff:192.168.1.1", true},
+		{"", true, "2001:db8::1", false},
+		{"", true, "0.0.0.0", false},
 	} {
-		var list []string
-		if tc.list != "" {
-			list = strings.Split(tc.list, ",")
+		err := refuseAddress(core.Access{AllowedIPs: strings.Fields(tc.list), PrivateOnly: tc.private}, netip.MustParseAddr(tc.addr))
+		if (err == nil) != tc.want {
+			t.Errorf("%q (private only: %v), %s: %v", tc.list, tc.private, tc.addr, err)
 		}
-		if got := allowed(list, netip.MustParseAddr(tc.addr)); got != tc.want {
-			t.Errorf("%q lets %s in: %v", tc.list, tc.addr, got)
-		}
+	}
+	if refuseAddress(core.Access{PrivateOnly: true}, netip.Addr{}) == nil || refuseAddress(core.Access{AllowedIPs: []string{"::/0", "0.0.0.0/0"}}, netip.Addr{}) == nil {
+		t.Error("a client without an address is let in")
 	}
 }
 

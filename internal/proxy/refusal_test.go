@@ -20,7 +20,7 @@ func TestRefusals(t *testing.T) {
 	disabled := openDoor(t, nil)
 	disabled.dir.setTarget(func(t *Target) { t.Disabled = true })
 	elsewhere := openDoor(t, nil)
-	elsewhere.dir.setTarget(func(t *Target) { t.AllowedIPs = []string{"10.0.0.0/8", "192.168.1.1-192.168.1.9"} })
+	elsewhere.dir.setTarget(func(t *Target) { t.Access.AllowedIPs = []string{"10.0.0.0/8", "192.168.1.1-192.168.1.9"} })
 	host := testEndpoint + "." + testDomain
 	for name, tc := range map[string]struct {
 		d                       *door
@@ -41,7 +41,7 @@ func TestRefusals(t *testing.T) {
 		"pooled replication":   {d, testEndpoint + "-pooler." + testDomain, testPassword, "sslmode=require replication=database", "0A000", "pooled", "-pooler"},
 		"replication by password": {d, "localhost", "endpoint=" + testEndpoint + "-pooler;" + testPassword, "sslmode=require replication=database",
 			"0A000", "pooled", "-pooler"},
-		"address": {elsewhere, host, testPassword, "sslmode=require", "28000", "127.0.0.1", ""},
+		"address": {elsewhere, host, testPassword, "sslmode=require", "28000", "This IP address 127.0.0.1 is not allowed", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := refusal(t, tc.d.configFor(t, tc.host, testRole, tc.password, tc.params))

@@ -3,7 +3,10 @@ package proxy
 import (
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
+
+	"github.com/boughdb/bough/internal/core"
 )
 
 const poolerSuffix = "-pooler"
@@ -69,34 +72,22 @@ func endpointLabel(serverName, domain string) string {
 	return label
 }
 
-// allowed tells whether a list of addresses, CIDR blocks and ranges lets an address in. What cannot be read lets nobody in.
-func allowed(list []string, addr netip.Addr) bool {
-	if len(list) == 0 {
-		return true
-	}
+// refuseAddress tells a client why its address may not connect; nil when it may. An entry that cannot be read lets nobody in.
+func refuseAddress(access core.Access, addr netip.Addr) error {
 	addr = addr.Unmap().WithZone("")
-	for _, item := range list {
-		item = strings.TrimSpace(item)
-		if from, to, ok := strings.Cut(item, "-"); ok {
-			lo, errLo := netip.ParseAddr(strings.TrimSpace(from))
-			hi, errHi := netip.ParseAddr(strings.TrimSpace(to))
-			if errLo == nil && errHi == nil && lo.BitLen() == addr.BitLen() && hi.BitLen() == addr.BitLen() &&
-				lo.Compare(addr) <= 0 && addr.Compare(hi) <= 0 {
-				return true
-			}
-			continue
+	if access.PrivateOnly {
+		if addr.IsLoopback() || addr.IsPrivate() {
+			return nil
 		}
-		if prefix, err := netip.ParsePrefix(item); err == nil {
-			if prefix.Contains(addr) {
-				return true
-			}
-			continue
-		}
-		if one, err := netip.ParseAddr(item); err == nil && one.Unmap() == addr {
-			return true
-		}
+		return fatalf(codeInvalidAuth, "This IP address %s is not allowed to connect to this endpoint: it accepts no connections from public addresses", addr)
 	}
-	return false
+	if len(access.AllowedIPs) == 0 || slices.ContainsFunc(access.AllowedIPs, func(entry string) bool {
+		r, err := core.ParseAddressRange(entry)
+		return err == nil && r.Contains(addr)
+	}) {
+		return nil
+	}
+	return fatalf(codeInvalidAuth, "This IP address %s is not allowed to connect to this endpoint", addr)
 }
 
 // clip keeps what a stranger sent short in messages and logs.

@@ -297,8 +297,8 @@ type directory struct{ control.Door }
 
 // Resolve implements proxy.Directory.
 func (d directory) Resolve(ctx context.Context, id string) (proxy.Target, error) {
-	e, running, err := d.Endpoint(ctx, id)
-	return proxy.Target{EndpointID: e.ID, ProjectID: e.ProjectID, BranchID: e.BranchID, Disabled: e.Disabled, Running: running}, err
+	e, access, running, err := d.Endpoint(ctx, id)
+	return proxy.Target{EndpointID: e.ID, ProjectID: e.ProjectID, BranchID: e.BranchID, Disabled: e.Disabled, Running: running, Access: access}, err
 }
 
 func (s *Server) serveHTTP(ctx context.Context, pgAddr string) error {

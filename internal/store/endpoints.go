@@ -39,6 +39,13 @@ func (q Q) Endpoint(ctx context.Context, id string) (core.Endpoint, error) {
 	return one(r, err, toEndpoint, "endpoint", id)
 }
 
+// EndpointAccess is Endpoint with what decides who may connect: whether its branch is protected, and its project's settings.
+func (q Q) EndpointAccess(ctx context.Context, id string) (e core.Endpoint, protected bool, settings json.RawMessage, err error) {
+	r, err := q.db.GetEndpointAccess(ctx, id)
+	e, err = one(r.Endpoint, err, toEndpoint, "endpoint", id)
+	return e, r.Protected, r.Settings, err
+}
+
 // AnyEndpoint returns one endpoint, also while it is being deleted.
 func (q Q) AnyEndpoint(ctx context.Context, id string) (core.Endpoint, error) {
 	r, err := q.db.GetAnyEndpoint(ctx, id)

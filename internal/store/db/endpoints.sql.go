@@ -149,6 +149,49 @@ func (q *Queries) GetEndpoint(ctx context.Context, id string) (Endpoint, error) 
 	return i, err
 }
 
+const getEndpointAccess = `-- name: GetEndpointAccess :one
+SELECT e.id, e.project_id, e.branch_id, e.name, e.region_id, e.type, e.min_cu, e.max_cu, e.provisioner, e.pg_settings, e.pooler_enabled, e.suspend_timeout, e.disabled, e.state, e.pending_state, e.last_active, e.started_at, e.suspended_at, e.deleting, e.created_at, e.updated_at, b.protected, p.settings
+FROM endpoints e JOIN branches b ON b.id = e.branch_id JOIN projects p ON p.id = e.project_id
+WHERE e.id = $1 AND NOT e.deleting
+`
+
+type GetEndpointAccessRow struct {
+	Endpoint  Endpoint
+	Protected bool
+	Settings  json.RawMessage
+}
+
+func (q *Queries) GetEndpointAccess(ctx context.Context, id string) (GetEndpointAccessRow, error) {
+	row := q.db.QueryRow(ctx, getEndpointAccess, id)
+	var i GetEndpointAccessRow
+	err := row.Scan(
+		&i.Endpoint.ID,
+		&i.Endpoint.ProjectID,
+		&i.Endpoint.BranchID,
+		&i.Endpoint.Name,
+		&i.Endpoint.RegionID,
+		&i.Endpoint.Type,
+		&i.Endpoint.MinCu,
+		&i.Endpoint.MaxCu,
+		&i.Endpoint.Provisioner,
+		&i.Endpoint.PgSettings,
+		&i.Endpoint.PoolerEnabled,
+		&i.Endpoint.SuspendTimeout,
+		&i.Endpoint.Disabled,
+		&i.Endpoint.State,
+		&i.Endpoint.PendingState,
+		&i.Endpoint.LastActive,
+		&i.Endpoint.StartedAt,
+		&i.Endpoint.SuspendedAt,
+		&i.Endpoint.Deleting,
+		&i.Endpoint.CreatedAt,
+		&i.Endpoint.UpdatedAt,
+		&i.Protected,
+		&i.Settings,
+	)
+	return i, err
+}
+
 const insertEndpoint = `-- name: InsertEndpoint :one
 INSERT INTO endpoints (id, project_id, branch_id, name, region_id, type, min_cu, max_cu, provisioner, pg_settings, pooler_enabled,
     suspend_timeout, disabled, state, pending_state)

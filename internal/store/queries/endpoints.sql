@@ -59,3 +59,8 @@ SELECT * FROM handles;
 
 -- name: CountEndpointStates :many
 SELECT state, count(*) FROM endpoints WHERE NOT deleting GROUP BY state;
+
+-- name: GetEndpointAccess :one
+SELECT sqlc.embed(e), b.protected, p.settings
+FROM endpoints e JOIN branches b ON b.id = e.branch_id JOIN projects p ON p.id = e.project_id
+WHERE e.id = $1 AND NOT e.deleting;
