@@ -29,6 +29,12 @@ type options struct {
 	branches   int
 	children   int
 	childScale int
+
+	backends   string
+	smallScale int
+	largeScale int
+	updates    int
+	depth      int
 }
 
 // row is one line of the table.
@@ -41,7 +47,7 @@ func main() {
 	flag.StringVar(&o.binary, "binary", "bin/bough", "the server")
 	flag.StringVar(&o.dir, "dir", "", "where to work; default: a temporary directory")
 	flag.StringVar(&o.storage, "storage", "auto", "storage backend")
-	flag.StringVar(&o.rows, "rows", "wake,project,branch,load,oltp,idle", "what to measure; at scale: churn,storm,many,deletes,autoscale; replicas")
+	flag.StringVar(&o.rows, "rows", "wake,project,branch,load,oltp,idle", "what to measure; at scale: churn,storm,many,deletes,autoscale; replicas; alone, on servers of its own: size")
 	flag.IntVar(&o.rounds, "rounds", 20, "how often each single call is measured")
 	flag.IntVar(&o.scale, "scale", 10, "pgbench scale: 15 MB each")
 	flag.IntVar(&o.seconds, "seconds", 10, "length of one pgbench run")
@@ -50,6 +56,11 @@ func main() {
 	flag.IntVar(&o.branches, "branches", 1000, "branches in one project (many)")
 	flag.IntVar(&o.children, "children", 500, "nested children that are deleted (deletes)")
 	flag.IntVar(&o.childScale, "child-scale", 50, "pgbench scale of the deleted children's data (deletes)")
+	flag.StringVar(&o.backends, "backends", "btrfs,reflink,copy", "storage backends (size); without root copy only")
+	flag.IntVar(&o.smallScale, "small", 67, "pgbench scale of the smaller parent (size): 1 GB")
+	flag.IntVar(&o.largeScale, "large", 670, "pgbench scale of the larger parent (size): 10 GB")
+	flag.IntVar(&o.updates, "updates", 300, "seconds of random updates on each parent (size)")
+	flag.IntVar(&o.depth, "depth", 100, "how deep the deepest parent is nested (size)")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -60,6 +71,9 @@ func main() {
 }
 
 func run(ctx context.Context, o options) (err error) {
+	if o.rows == "size" {
+		return sizes(ctx, o)
+	}
 	b, err := start(ctx, o)
 	if err != nil {
 		return err
@@ -84,6 +98,10 @@ func run(ctx context.Context, o options) (err error) {
 		rows = append(rows, got...)
 	}
 	fmt.Printf("\nPostgreSQL %s, storage %s, %d rounds, pgbench scale %d, 8 clients, %d s\n\n", b.build.Version, b.storage, o.rounds, o.scale, o.seconds)
+	return printRows(rows)
+}
+
+func printRows(rows []row) error {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "WHAT\tBOUGH\tOTHERWISE\t\tRATIO\tAIM")
 	for _, r := range rows {

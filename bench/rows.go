@@ -138,10 +138,15 @@ func (b *bench) initdb(ctx context.Context) (series, error) {
 
 // branchOnce measures a branch of the main target from the call to its first row, and deletes it.
 func (b *bench) branchOnce(ctx context.Context) (time.Duration, error) {
+	return b.branchOf(ctx, b.main.project, b.main.branch)
+}
+
+// branchOf is branchOnce of any branch.
+func (b *bench) branchOf(ctx context.Context, project, parent string) (time.Duration, error) {
 	var branch string
 	d, err := timed(func() error {
-		created, err := b.client.CreateBranch(ctx, b.main.project, sdk.BranchCreateRequest{
-			Endpoints: &[]api.BranchCreateEndpoint{{Type: api.ReadWrite}},
+		created, err := b.client.CreateBranch(ctx, project, sdk.BranchCreateRequest{
+			Branch: &sdk.BranchCreate{ParentID: &parent}, Endpoints: &[]api.BranchCreateEndpoint{{Type: api.ReadWrite}},
 		})
 		if err != nil {
 			return err
@@ -152,7 +157,7 @@ func (b *bench) branchOnce(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return d, err
 	}
-	out, err := b.client.DeleteBranch(ctx, b.main.project, branch)
+	out, err := b.client.DeleteBranch(ctx, project, branch)
 	if err != nil {
 		return d, err
 	}
