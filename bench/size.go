@@ -66,7 +66,7 @@ func sizesOn(ctx context.Context, o options, backend string) (rows []row, err er
 		if parents[i], err = b.create(ctx); err != nil {
 			return nil, err
 		}
-		if err := b.tool(ctx, "pgbench", "-q", "-i", "-s", strconv.Itoa(scale), parents[i].uri); err != nil {
+		if err := b.runPgbench(ctx, "-q", "-i", "-s", strconv.Itoa(scale), parents[i].uri); err != nil {
 			return nil, err
 		}
 	}
@@ -97,7 +97,7 @@ func sizesOn(ctx context.Context, o options, backend string) (rows []row, err er
 	}
 	for _, t := range parents {
 		fmt.Fprintf(os.Stderr, "%s: updating …\n", backend)
-		if err := b.tool(ctx, "pgbench", "-n", "-c", "8", "-j", "2", "-T", strconv.Itoa(o.updates), t.uri); err != nil {
+		if err := b.runPgbench(ctx, "-n", "-c", "8", "-j", "2", "-T", strconv.Itoa(o.updates), t.uri); err != nil {
 			return nil, err
 		}
 	}
