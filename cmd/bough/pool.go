@@ -93,10 +93,10 @@ func printPool(st service.PoolStatus, all bool) error {
 	}
 	fmt.Printf("logs              %s\n", size(st.Logs))
 	if st.Staged > 0 {
-		fmt.Printf("in the making     %d volumes are being made or deleted\n", st.Staged)
+		fmt.Printf("in the making     %d volumes\n", st.Staged)
 	}
-	if st.Uncleaned != nil && *st.Uncleaned > 0 {
-		fmt.Printf("being cleaned     %d deleted volumes, whose space is still used\n", *st.Uncleaned)
+	if st.Deleted > 0 {
+		fmt.Printf("being cleaned     %d deleted volumes, whose space is still used\n", st.Deleted)
 	}
 	if !st.Names {
 		fmt.Println("\nThe control database does not run, so there are ids instead of names.")

@@ -75,12 +75,11 @@ type PoolStatus struct {
 	Branches  []PoolUser `json:"branches"`
 	Templates []PoolUser `json:"templates"`
 	Unknown   []PoolUser `json:"unknown,omitempty"` // in the pool, but not in the control database
-	// Volumes being made or deleted at this moment, and deleted ones that btrfs has not cleaned up; nil: unknown.
-	Staged    int   `json:"staged"`
-	Uncleaned *int  `json:"uncleaned,omitempty"`
-	WAL       int64 `json:"wal_bytes"` // of all, shared segments once
-	ControlDB int64 `json:"control_database_bytes"`
-	Logs      int64 `json:"log_bytes"`
+	Staged    int        `json:"staged"`            // volumes being made at this moment
+	Deleted   int        `json:"deleted"`           // deleted volumes whose space is not free yet
+	WAL       int64      `json:"wal_bytes"`         // of all, shared segments once
+	ControlDB int64      `json:"control_database_bytes"`
+	Logs      int64      `json:"log_bytes"`
 }
 
 // LookPool measures what uses the space of a data directory. It reads only, one file after the other, at the lowest
@@ -96,11 +95,8 @@ func LookPool(ctx context.Context, dir, url string, exclusive bool) (PoolStatus,
 		return PoolStatus{}, core.Wrap(err, "service.pool", "")
 	}
 	l := layout{dir}
-	out := PoolStatus{DataDir: dir, Backend: st.Backend, Level: st.Space.Level.String(), Disk: poolRoom(st.Space.Host), Staged: len(st.Staged),
+	out := PoolStatus{DataDir: dir, Backend: st.Backend, Level: st.Space.Level.String(), Disk: poolRoom(st.Space.Host), Staged: st.Staged, Deleted: st.Deleted,
 		Branches: []PoolUser{}, Templates: []PoolUser{}}
-	if st.Deleted >= 0 {
-		out.Uncleaned = &st.Deleted
-	}
 	if st.Mounted {
 		out.Pool = new(poolRoom(st.Space.Pool))
 	}

@@ -22,8 +22,9 @@ type State struct {
 	Mounted bool // false: an image that nobody has mounted; Space.Pool is then zero
 
 	Volumes []string // ids
-	Staged  []string // volumes that are being made or deleted, or what a crash left of them
-	// Deleted counts the volumes that btrfs has not cleaned up yet; their space is still used. -1: unknown.
+	Staged  int      // volumes that are being made, or what a crash left of them
+	// Deleted counts the deleted volumes whose space is still used: those that wait for StartCleaning's work and those that
+	// btrfs works on. The latter an ordinary user cannot see.
 	Deleted int
 }
 
@@ -39,7 +40,7 @@ type Image struct {
 // Look reads the state of a data directory's pool, also while a server uses it, and changes nothing.
 func Look(ctx context.Context, dir string) (State, error) {
 	const op = "storage.look"
-	st := State{Mounted: true, Deleted: -1}
+	st := State{Mounted: true}
 	dir, err := filepath.Abs(dir)
 	if err == nil {
 		dir, err = filepath.EvalSymlinks(dir)
@@ -79,20 +80,17 @@ func Look(ctx context.Context, dir string) (State, error) {
 	if st.Volumes, err = p.List(ctx); err != nil {
 		return st, err
 	}
-	staged, err := os.ReadDir(p.staging())
-	if err != nil {
-		return st, wrap(err, op, "")
+	for folder, count := range map[string]*int{p.staging(): &st.Staged, p.deleting(): &st.Deleted} {
+		entries, err := os.ReadDir(folder)
+		if err != nil && !notExist(err) {
+			return st, wrap(err, op, "")
+		}
+		*count = len(entries)
 	}
-	for _, e := range staged {
-		st.Staged = append(st.Staged, e.Name())
-	}
-	if waiting, err := p.waiting(ctx); err == nil {
-		st.Deleted = len(waiting)
-	} // a pool of an earlier version has no folder for them
 	if m.Backend == BackendBtrfs {
 		if n, err := deletedSubvolumes(p.root()); err == nil {
 			st.Deleted += n
-		} // an ordinary user may not ask
+		}
 	}
 	return st, nil
 }
@@ -200,45 +198,34 @@ func (m *fiemap) shared(path string) (int64, error) {
 // deletedSubvolumes counts the subvolumes of a btrfs that are deleted and not cleaned up: root items without references.
 func deletedSubvolumes(path string) (int, error) {
 	const (
-		iocTreeSearch = 0xd0009411 // BTRFS_IOC_TREE_SEARCH
-		rootTree      = 1          // BTRFS_ROOT_TREE_OBJECTID
-		rootItem      = 132        // BTRFS_ROOT_ITEM_KEY
-		firstID       = 256        // BTRFS_FIRST_FREE_OBJECTID
-		lastID        = ^uint64(0) - 255
-		refsOffset    = 216 // of refs in struct btrfs_root_item
-		headerSize    = 32  // struct btrfs_ioctl_search_header
+		lastID     = ^uint64(0) - 255 // BTRFS_LAST_FREE_OBJECTID
+		refsOffset = 216              // of refs in struct btrfs_root_item
+		headerSize = 32               // of struct btrfs_ioctl_search_header: transaction, id, offset, type, size
 	)
-	// struct btrfs_ioctl_search_args
-	var args struct {
-		tree, minID, maxID, minOffset, maxOffset, minTransID, maxTransID uint64
-		minType, maxType, count, _                                       uint32
-		_                                                                [4]uint64
-		buf                                                              [3992]byte
-	}
 	deleted := 0
 	// Keys are ordered by id, type and offset: items of other types lie between those of roots.
-	args.minID, args.minType = firstID, rootItem
+	args := &btrfsSearchArgs{minObjectID: btrfsFirstFreeObjectID, minType: btrfsRootItem}
 	for {
-		args.tree, args.maxID, args.maxOffset, args.maxTransID = rootTree, lastID, ^uint64(0), ^uint64(0)
-		args.maxType, args.count = rootItem, 1<<16
-		if err := dirIoctl(path, iocTreeSearch, unsafe.Pointer(&args)); err != nil {
+		args.treeID, args.maxObjectID, args.maxOffset, args.maxTransID = btrfsRootTree, lastID, ^uint64(0), ^uint64(0)
+		args.maxType, args.items = btrfsRootItem, 1<<16
+		if err := dirIoctl(path, btrfsIocTreeSearch, unsafe.Pointer(args)); err != nil {
 			return 0, err
 		}
-		if args.count == 0 {
+		if args.items == 0 {
 			return deleted, nil
 		}
-		for at, n := 0, args.count; n > 0; n-- {
+		for at, n := 0, args.items; n > 0; n-- {
 			id, offset := binary.NativeEndian.Uint64(args.buf[at+8:]), binary.NativeEndian.Uint64(args.buf[at+16:])
 			kind, size := binary.NativeEndian.Uint32(args.buf[at+24:]), int(binary.NativeEndian.Uint32(args.buf[at+28:]))
 			at += headerSize
-			if kind == rootItem && id >= firstID && id <= lastID && size >= refsOffset+4 &&
+			if kind == btrfsRootItem && id >= btrfsFirstFreeObjectID && size >= refsOffset+4 &&
 				binary.LittleEndian.Uint32(args.buf[at+refsOffset:]) == 0 {
 				deleted++
 			}
 			at += size
-			args.minID, args.minType, args.minOffset = id, kind, offset+1
+			args.minObjectID, args.minType, args.minOffset = id, kind, offset+1
 			if offset == ^uint64(0) {
-				args.minID, args.minType, args.minOffset = id+1, 0, 0
+				args.minObjectID, args.minType, args.minOffset = id+1, 0, 0
 			}
 		}
 	}
