@@ -454,6 +454,11 @@ type Branch struct {
 	WrittenDataBytes   int64                     `json:"written_data_bytes"`
 }
 
+// BranchCount defines model for BranchCount.
+type BranchCount struct {
+	Count int `json:"count"`
+}
+
 // BranchCreate defines model for BranchCreate.
 type BranchCreate struct {
 	// Archived Accepted for older clients.
@@ -1310,6 +1315,12 @@ type ListProjectBranchesParams struct {
 	IncludeDeleted *bool `form:"include_deleted,omitempty" json:"include_deleted,omitempty"`
 }
 
+// CountProjectBranchesParams defines parameters for CountProjectBranches.
+type CountProjectBranchesParams struct {
+	// Search Count branches whose name or id contains this text.
+	Search *string `form:"search,omitempty" json:"search,omitempty"`
+}
+
 // DeleteProjectBranchParams defines parameters for DeleteProjectBranch.
 type DeleteProjectBranchParams struct {
 	// HardDelete Give up the days in which it could be brought back.
@@ -1545,6 +1556,11 @@ type ClientInterface interface {
 	// Corresponds with POST /projects/{project_id}/branches (the `CreateProjectBranch` operationId).
 	CreateProjectBranch(ctx context.Context, projectID ProjectID, body CreateProjectBranchJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// CountProjectBranches Count a project's branches
+	//
+	// Corresponds with GET /projects/{project_id}/branches/count (the `CountProjectBranches` operationId).
+	CountProjectBranches(ctx context.Context, projectID ProjectID, params *CountProjectBranchesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// DeleteProjectBranch Delete a branch that is neither the default nor a parent
 	//
 	// Corresponds with DELETE /projects/{project_id}/branches/{branch_id} (the `DeleteProjectBranch` operationId).
@@ -1655,6 +1671,11 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /projects/{project_id}/branches/{branch_id}/roles/{role_name}/reveal_password (the `GetProjectBranchRolePassword` operationId).
 	GetProjectBranchRolePassword(ctx context.Context, projectID ProjectID, branchID BranchID, roleName RoleName, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetDefaultProjectBranch Make a branch the project's default branch
+	//
+	// Corresponds with POST /projects/{project_id}/branches/{branch_id}/set_as_default (the `SetDefaultProjectBranch` operationId).
+	SetDefaultProjectBranch(ctx context.Context, projectID ProjectID, branchID BranchID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetConnectionURI Build a connection string that holds the role's password
 	//
@@ -2001,6 +2022,21 @@ func (c *Client) CreateProjectBranch(ctx context.Context, projectID ProjectID, b
 	return c.Client.Do(req)
 }
 
+// CountProjectBranches Count a project's branches
+//
+// Corresponds with GET /projects/{project_id}/branches/count (the `CountProjectBranches` operationId).
+func (c *Client) CountProjectBranches(ctx context.Context, projectID ProjectID, params *CountProjectBranchesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCountProjectBranchesRequest(c.Server, projectID, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // DeleteProjectBranch Delete a branch that is neither the default nor a parent
 //
 // Corresponds with DELETE /projects/{project_id}/branches/{branch_id} (the `DeleteProjectBranch` operationId).
@@ -2292,6 +2328,21 @@ func (c *Client) ResetProjectBranchRolePassword(ctx context.Context, projectID P
 // Corresponds with GET /projects/{project_id}/branches/{branch_id}/roles/{role_name}/reveal_password (the `GetProjectBranchRolePassword` operationId).
 func (c *Client) GetProjectBranchRolePassword(ctx context.Context, projectID ProjectID, branchID BranchID, roleName RoleName, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetProjectBranchRolePasswordRequest(c.Server, projectID, branchID, roleName)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetDefaultProjectBranch Make a branch the project's default branch
+//
+// Corresponds with POST /projects/{project_id}/branches/{branch_id}/set_as_default (the `SetDefaultProjectBranch` operationId).
+func (c *Client) SetDefaultProjectBranch(ctx context.Context, projectID ProjectID, branchID BranchID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetDefaultProjectBranchRequest(c.Server, projectID, branchID)
 	if err != nil {
 		return nil, err
 	}
@@ -3156,6 +3207,67 @@ func NewCreateProjectBranchRequestWithBody(server string, projectID ProjectID, c
 	return req, nil
 }
 
+// NewCountProjectBranchesRequest constructs an http.Request for the CountProjectBranches method
+func NewCountProjectBranchesRequest(server string, projectID ProjectID, params *CountProjectBranchesParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "project_id", projectID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/projects/%s/branches/count", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Search != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "search", *params.Search, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewDeleteProjectBranchRequest constructs an http.Request for the DeleteProjectBranch method
 func NewDeleteProjectBranchRequest(server string, projectID ProjectID, branchID BranchID, params *DeleteProjectBranchParams) (*http.Request, error) {
 	var err error
@@ -3892,6 +4004,47 @@ func NewGetProjectBranchRolePasswordRequest(server string, projectID ProjectID, 
 	}
 
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSetDefaultProjectBranchRequest constructs an http.Request for the SetDefaultProjectBranch method
+func NewSetDefaultProjectBranchRequest(server string, projectID ProjectID, branchID BranchID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "project_id", projectID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "branch_id", branchID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/projects/%s/branches/%s/set_as_default", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -4718,6 +4871,13 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /projects/{project_id}/branches (the `CreateProjectBranch` operationId).
 	CreateProjectBranchWithResponse(ctx context.Context, projectID ProjectID, body CreateProjectBranchJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateProjectBranchResp, error)
 
+	// CountProjectBranchesWithResponse Count a project's branches
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /projects/{project_id}/branches/count (the `CountProjectBranches` operationId).
+	CountProjectBranchesWithResponse(ctx context.Context, projectID ProjectID, params *CountProjectBranchesParams, reqEditors ...RequestEditorFn) (*CountProjectBranchesResp, error)
+
 	// DeleteProjectBranchWithResponse Delete a branch that is neither the default nor a parent
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -4850,6 +5010,13 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /projects/{project_id}/branches/{branch_id}/roles/{role_name}/reveal_password (the `GetProjectBranchRolePassword` operationId).
 	GetProjectBranchRolePasswordWithResponse(ctx context.Context, projectID ProjectID, branchID BranchID, roleName RoleName, reqEditors ...RequestEditorFn) (*GetProjectBranchRolePasswordResp, error)
+
+	// SetDefaultProjectBranchWithResponse Make a branch the project's default branch
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /projects/{project_id}/branches/{branch_id}/set_as_default (the `SetDefaultProjectBranch` operationId).
+	SetDefaultProjectBranchWithResponse(ctx context.Context, projectID ProjectID, branchID BranchID, reqEditors ...RequestEditorFn) (*SetDefaultProjectBranchResp, error)
 
 	// GetConnectionURIWithResponse Build a connection string that holds the role's password
 	//
@@ -5534,6 +5701,54 @@ func (r CreateProjectBranchResp) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r CreateProjectBranchResp) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type CountProjectBranchesResp struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *BranchCount
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r CountProjectBranchesResp) GetJSON200() *BranchCount {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r CountProjectBranchesResp) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CountProjectBranchesResp) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CountProjectBranchesResp) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CountProjectBranchesResp) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CountProjectBranchesResp) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -6254,6 +6469,54 @@ func (r GetProjectBranchRolePasswordResp) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r GetProjectBranchRolePasswordResp) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SetDefaultProjectBranchResp struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *BranchOperations
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SetDefaultProjectBranchResp) GetJSON200() *BranchOperations {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r SetDefaultProjectBranchResp) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SetDefaultProjectBranchResp) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SetDefaultProjectBranchResp) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SetDefaultProjectBranchResp) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SetDefaultProjectBranchResp) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -7140,6 +7403,19 @@ func (c *ClientWithResponses) CreateProjectBranchWithResponse(ctx context.Contex
 	return ParseCreateProjectBranchResp(rsp)
 }
 
+// CountProjectBranchesWithResponse Count a project's branches
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /projects/{project_id}/branches/count (the `CountProjectBranches` operationId).
+func (c *ClientWithResponses) CountProjectBranchesWithResponse(ctx context.Context, projectID ProjectID, params *CountProjectBranchesParams, reqEditors ...RequestEditorFn) (*CountProjectBranchesResp, error) {
+	rsp, err := c.CountProjectBranches(ctx, projectID, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCountProjectBranchesResp(rsp)
+}
+
 // DeleteProjectBranchWithResponse Delete a branch that is neither the default nor a parent
 //
 // Returns a wrapper object for the known response body format(s).
@@ -7385,6 +7661,19 @@ func (c *ClientWithResponses) GetProjectBranchRolePasswordWithResponse(ctx conte
 		return nil, err
 	}
 	return ParseGetProjectBranchRolePasswordResp(rsp)
+}
+
+// SetDefaultProjectBranchWithResponse Make a branch the project's default branch
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /projects/{project_id}/branches/{branch_id}/set_as_default (the `SetDefaultProjectBranch` operationId).
+func (c *ClientWithResponses) SetDefaultProjectBranchWithResponse(ctx context.Context, projectID ProjectID, branchID BranchID, reqEditors ...RequestEditorFn) (*SetDefaultProjectBranchResp, error) {
+	rsp, err := c.SetDefaultProjectBranch(ctx, projectID, branchID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetDefaultProjectBranchResp(rsp)
 }
 
 // GetConnectionURIWithResponse Build a connection string that holds the role's password
@@ -7991,6 +8280,39 @@ func ParseCreateProjectBranchResp(rsp *http.Response) (*CreateProjectBranchResp,
 	return response, nil
 }
 
+// ParseCountProjectBranchesResp parses an HTTP response from a CountProjectBranchesWithResponse call
+func ParseCountProjectBranchesResp(rsp *http.Response) (*CountProjectBranchesResp, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CountProjectBranchesResp{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest BranchCount
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseDeleteProjectBranchResp parses an HTTP response from a DeleteProjectBranchWithResponse call
 func ParseDeleteProjectBranchResp(rsp *http.Response) (*DeleteProjectBranchResp, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -8478,6 +8800,39 @@ func ParseGetProjectBranchRolePasswordResp(rsp *http.Response) (*GetProjectBranc
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest RolePasswordResponse
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSetDefaultProjectBranchResp parses an HTTP response from a SetDefaultProjectBranchWithResponse call
+func ParseSetDefaultProjectBranchResp(rsp *http.Response) (*SetDefaultProjectBranchResp, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SetDefaultProjectBranchResp{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest BranchOperations
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}
@@ -8998,6 +9353,9 @@ type ServerInterface interface {
 	// CreateProjectBranch Branch off another branch, with endpoints if asked for
 	// (POST /projects/{project_id}/branches)
 	CreateProjectBranch(w http.ResponseWriter, r *http.Request, projectID ProjectID)
+	// CountProjectBranches Count a project's branches
+	// (GET /projects/{project_id}/branches/count)
+	CountProjectBranches(w http.ResponseWriter, r *http.Request, projectID ProjectID, params CountProjectBranchesParams)
 	// DeleteProjectBranch Delete a branch that is neither the default nor a parent
 	// (DELETE /projects/{project_id}/branches/{branch_id})
 	DeleteProjectBranch(w http.ResponseWriter, r *http.Request, projectID ProjectID, branchID BranchID, params DeleteProjectBranchParams)
@@ -9043,6 +9401,9 @@ type ServerInterface interface {
 	// GetProjectBranchRolePassword Show a role's password; 412 when the project does not store passwords
 	// (GET /projects/{project_id}/branches/{branch_id}/roles/{role_name}/reveal_password)
 	GetProjectBranchRolePassword(w http.ResponseWriter, r *http.Request, projectID ProjectID, branchID BranchID, roleName RoleName)
+	// SetDefaultProjectBranch Make a branch the project's default branch
+	// (POST /projects/{project_id}/branches/{branch_id}/set_as_default)
+	SetDefaultProjectBranch(w http.ResponseWriter, r *http.Request, projectID ProjectID, branchID BranchID)
 	// GetConnectionURI Build a connection string that holds the role's password
 	// (GET /projects/{project_id}/connection_uri)
 	GetConnectionURI(w http.ResponseWriter, r *http.Request, projectID ProjectID, params GetConnectionURIParams)
@@ -9516,6 +9877,48 @@ func (siw *ServerInterfaceWrapper) CreateProjectBranch(w http.ResponseWriter, r 
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.CreateProjectBranch(w, r, projectID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// CountProjectBranches operation middleware
+func (siw *ServerInterfaceWrapper) CountProjectBranches(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "project_id" -------------
+	var projectID ProjectID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "project_id", r.PathValue("project_id"), &projectID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "project_id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CountProjectBranchesParams
+
+	// ------------- Optional query parameter "search" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "search", r.URL.Query(), &params.Search, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "search"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "search", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.CountProjectBranches(w, r, projectID, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -10120,6 +10523,41 @@ func (siw *ServerInterfaceWrapper) GetProjectBranchRolePassword(w http.ResponseW
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetProjectBranchRolePassword(w, r, projectID, branchID, roleName)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// SetDefaultProjectBranch operation middleware
+func (siw *ServerInterfaceWrapper) SetDefaultProjectBranch(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "project_id" -------------
+	var projectID ProjectID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "project_id", r.PathValue("project_id"), &projectID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "project_id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "branch_id" -------------
+	var branchID BranchID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "branch_id", r.PathValue("branch_id"), &branchID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "branch_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.SetDefaultProjectBranch(w, r, projectID, branchID)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -10767,6 +11205,8 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/projects/{project_id}/operations/{operation_id}", wrapper.GetProjectOperation)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/projects/{project_id}/branches", wrapper.ListProjectBranches)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/projects/{project_id}/branches", wrapper.CreateProjectBranch)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/projects/{project_id}/branches/count", wrapper.CountProjectBranches)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/projects/{project_id}/branches/{branch_id}/set_as_default", wrapper.SetDefaultProjectBranch)
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/projects/{project_id}/branches/{branch_id}", wrapper.DeleteProjectBranch)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/projects/{project_id}/branches/{branch_id}", wrapper.GetProjectBranch)
 	m.HandleFunc(http.MethodPatch+" "+options.BaseURL+"/projects/{project_id}/branches/{branch_id}", wrapper.UpdateProjectBranch)
@@ -11262,6 +11702,46 @@ type CreateProjectBranchdefaultJSONResponse struct {
 }
 
 func (response CreateProjectBranchdefaultJSONResponse) VisitCreateProjectBranchResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CountProjectBranchesRequestObject struct {
+	ProjectID ProjectID `json:"project_id"`
+	Params    CountProjectBranchesParams
+}
+
+type CountProjectBranchesResponseObject interface {
+	VisitCountProjectBranchesResponse(w http.ResponseWriter) error
+}
+
+type CountProjectBranches200JSONResponse BranchCount
+
+func (response CountProjectBranches200JSONResponse) VisitCountProjectBranchesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CountProjectBranchesdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response CountProjectBranchesdefaultJSONResponse) VisitCountProjectBranchesResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -11909,6 +12389,46 @@ func (response GetProjectBranchRolePassworddefaultJSONResponse) VisitGetProjectB
 	return err
 }
 
+type SetDefaultProjectBranchRequestObject struct {
+	ProjectID ProjectID `json:"project_id"`
+	BranchID  BranchID  `json:"branch_id"`
+}
+
+type SetDefaultProjectBranchResponseObject interface {
+	VisitSetDefaultProjectBranchResponse(w http.ResponseWriter) error
+}
+
+type SetDefaultProjectBranch200JSONResponse BranchOperations
+
+func (response SetDefaultProjectBranch200JSONResponse) VisitSetDefaultProjectBranchResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetDefaultProjectBranchdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response SetDefaultProjectBranchdefaultJSONResponse) VisitSetDefaultProjectBranchResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetConnectionURIRequestObject struct {
 	ProjectID ProjectID `json:"project_id"`
 	Params    GetConnectionURIParams
@@ -12510,6 +13030,9 @@ type StrictServerInterface interface {
 	// CreateProjectBranch Branch off another branch, with endpoints if asked for
 	// (POST /projects/{project_id}/branches)
 	CreateProjectBranch(ctx context.Context, request CreateProjectBranchRequestObject) (CreateProjectBranchResponseObject, error)
+	// CountProjectBranches Count a project's branches
+	// (GET /projects/{project_id}/branches/count)
+	CountProjectBranches(ctx context.Context, request CountProjectBranchesRequestObject) (CountProjectBranchesResponseObject, error)
 	// DeleteProjectBranch Delete a branch that is neither the default nor a parent
 	// (DELETE /projects/{project_id}/branches/{branch_id})
 	DeleteProjectBranch(ctx context.Context, request DeleteProjectBranchRequestObject) (DeleteProjectBranchResponseObject, error)
@@ -12555,6 +13078,9 @@ type StrictServerInterface interface {
 	// GetProjectBranchRolePassword Show a role's password; 412 when the project does not store passwords
 	// (GET /projects/{project_id}/branches/{branch_id}/roles/{role_name}/reveal_password)
 	GetProjectBranchRolePassword(ctx context.Context, request GetProjectBranchRolePasswordRequestObject) (GetProjectBranchRolePasswordResponseObject, error)
+	// SetDefaultProjectBranch Make a branch the project's default branch
+	// (POST /projects/{project_id}/branches/{branch_id}/set_as_default)
+	SetDefaultProjectBranch(ctx context.Context, request SetDefaultProjectBranchRequestObject) (SetDefaultProjectBranchResponseObject, error)
 	// GetConnectionURI Build a connection string that holds the role's password
 	// (GET /projects/{project_id}/connection_uri)
 	GetConnectionURI(ctx context.Context, request GetConnectionURIRequestObject) (GetConnectionURIResponseObject, error)
@@ -12969,6 +13495,33 @@ func (sh *strictHandler) CreateProjectBranch(w http.ResponseWriter, r *http.Requ
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(CreateProjectBranchResponseObject); ok {
 		if err := validResponse.VisitCreateProjectBranchResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// CountProjectBranches operation middleware
+func (sh *strictHandler) CountProjectBranches(w http.ResponseWriter, r *http.Request, projectID ProjectID, params CountProjectBranchesParams) {
+	var request CountProjectBranchesRequestObject
+
+	request.ProjectID = projectID
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.CountProjectBranches(ctx, request.(CountProjectBranchesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CountProjectBranches")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(CountProjectBranchesResponseObject); ok {
+		if err := validResponse.VisitCountProjectBranchesResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {
@@ -13410,6 +13963,33 @@ func (sh *strictHandler) GetProjectBranchRolePassword(w http.ResponseWriter, r *
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(GetProjectBranchRolePasswordResponseObject); ok {
 		if err := validResponse.VisitGetProjectBranchRolePasswordResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// SetDefaultProjectBranch operation middleware
+func (sh *strictHandler) SetDefaultProjectBranch(w http.ResponseWriter, r *http.Request, projectID ProjectID, branchID BranchID) {
+	var request SetDefaultProjectBranchRequestObject
+
+	request.ProjectID = projectID
+	request.BranchID = branchID
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.SetDefaultProjectBranch(ctx, request.(SetDefaultProjectBranchRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "SetDefaultProjectBranch")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(SetDefaultProjectBranchResponseObject); ok {
+		if err := validResponse.VisitSetDefaultProjectBranchResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

@@ -80,6 +80,30 @@ func (c *Client) UpdateBranch(ctx context.Context, projectID, branchID string, u
 	return answer[BranchOperations](c.api.UpdateProjectBranch(ctx, projectID, branchID, api.BranchUpdateRequest{Branch: u}))
 }
 
+// SetDefaultBranch makes a branch the project's default branch.
+func (c *Client) SetDefaultBranch(ctx context.Context, projectID, branchID string) (*BranchOperations, error) {
+	if err := need("project id", projectID, "branch id", branchID); err != nil {
+		return nil, err
+	}
+	return answer[BranchOperations](c.api.SetDefaultProjectBranch(ctx, projectID, branchID))
+}
+
+// CountBranches counts a project's branches; with search, those whose name or id contains it.
+func (c *Client) CountBranches(ctx context.Context, projectID, search string) (int, error) {
+	if err := need("project id", projectID); err != nil {
+		return 0, err
+	}
+	p := api.CountProjectBranchesParams{}
+	if search != "" {
+		p.Search = &search
+	}
+	out, err := answer[api.BranchCount](c.api.CountProjectBranches(ctx, projectID, &p))
+	if err != nil {
+		return 0, err
+	}
+	return out.Count, nil
+}
+
 // DeleteBranch deletes a branch that is neither the default nor a parent. The answer is empty when the branch is gone
 // already.
 func (c *Client) DeleteBranch(ctx context.Context, projectID, branchID string) (*BranchOperations, error) {

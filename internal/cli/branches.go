@@ -12,7 +12,7 @@ import (
 func (a *app) branchesCmd() *cobra.Command {
 	return group("branches", "List, create, rename and delete branches",
 		"A branch is an isolated copy-on-write copy of the data. Branches are named by name or id.", []string{"branch"},
-		a.branchesList(), a.branchesGet(), a.branchesCreate(), a.branchesRename(), a.branchesDelete())
+		a.branchesList(), a.branchesGet(), a.branchesCreate(), a.branchesRename(), a.branchesSetDefault(), a.branchesDelete())
 }
 
 func (a *app) branchesList() *cobra.Command {
@@ -191,6 +191,26 @@ func (a *app) branchesRename() *cobra.Command {
 			return err
 		}
 		if out.Operations, err = a.wait(ctx, cl, out.Operations); err != nil {
+			return err
+		}
+		return a.printFields(out, a.branchFields(&out.Branch))
+	})
+}
+
+func (a *app) branchesSetDefault() *cobra.Command {
+	c := &cobra.Command{Use: "set-default <branch> [flags]", Short: "Make a branch the project's default branch",
+		Long:    "Make a branch the one that is meant where none is named: as a parent, in connection strings, in commands.",
+		Example: "  bough branches set-default try-index"}
+	return a.verb(a.projectFlag(c), cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		if args[0] == "" {
+			return errEmptyBranch
+		}
+		cl, b, err := a.on(ctx, args[0])
+		if err != nil {
+			return err
+		}
+		out, err := cl.SetDefaultBranch(ctx, b.ProjectID, b.ID)
+		if err != nil {
 			return err
 		}
 		return a.printFields(out, a.branchFields(&out.Branch))

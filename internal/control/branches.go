@@ -200,6 +200,40 @@ func (s *Service) ListBranches(ctx context.Context, c core.Caller, projectID str
 	return page, err
 }
 
+// CountBranches counts a project's branches; with search, those that ListBranches finds by it.
+func (s *Service) CountBranches(ctx context.Context, c core.Caller, projectID, search string) (int64, error) {
+	if _, err := s.project(ctx, c, projectID); err != nil {
+		return 0, err
+	}
+	return s.Store.CountBranches(ctx, projectID, search)
+}
+
+// SetDefaultBranch makes a branch the project's default; the one that was is an ordinary branch from then on.
+func (s *Service) SetDefaultBranch(ctx context.Context, c core.Caller, projectID, id string) (BranchResult, error) {
+	if _, _, err := s.branch(ctx, c, projectID, id); err != nil {
+		return BranchResult{}, err
+	}
+	var saved core.Branch
+	err := s.Store.Tx(ctx, func(q store.Q) error {
+		if _, err := q.LockProject(ctx, projectID); err != nil { // one default at a time
+			return err
+		}
+		b, err := q.LockBranch(ctx, projectID, id)
+		if err != nil {
+			return err
+		}
+		if saved = b; b.Default {
+			return nil
+		}
+		if b.State != core.BranchReady && b.PendingState == "" {
+			return core.Errorf(core.KindUnprocessable, "", "branch %s has no data, because its creation failed: it cannot be the default", id)
+		}
+		saved, err = q.SetDefaultBranch(ctx, projectID, id)
+		return err
+	})
+	return BranchResult{Branch: saved}, err
+}
+
 // GetBranch returns one branch.
 func (s *Service) GetBranch(ctx context.Context, c core.Caller, projectID, id string) (core.Branch, error) {
 	_, b, err := s.branch(ctx, c, projectID, id)

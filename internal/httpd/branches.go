@@ -115,6 +115,26 @@ func (h *handlers) DeleteProjectBranch(ctx context.Context, req api.DeleteProjec
 	}, nil
 }
 
+// CountProjectBranches implements GET /projects/{project_id}/branches/count.
+func (h *handlers) CountProjectBranches(ctx context.Context, req api.CountProjectBranchesRequestObject) (api.CountProjectBranchesResponseObject, error) {
+	n, err := h.uc.CountBranches(ctx, CallerFrom(ctx), req.ProjectID, or(req.Params.Search, ""))
+	if err != nil {
+		return nil, err
+	}
+	return api.CountProjectBranches200JSONResponse{Count: int(n)}, nil
+}
+
+// SetDefaultProjectBranch implements POST /projects/{project_id}/branches/{branch_id}/set_as_default.
+func (h *handlers) SetDefaultProjectBranch(ctx context.Context, req api.SetDefaultProjectBranchRequestObject) (api.SetDefaultProjectBranchResponseObject, error) {
+	res, err := h.uc.SetDefaultBranch(ctx, CallerFrom(ctx), req.ProjectID, req.BranchID)
+	if err != nil {
+		return nil, err
+	}
+	return api.SetDefaultProjectBranch200JSONResponse{
+		Branch: branch(res.Branch), Operations: each(res.Operations, operationView),
+	}, nil
+}
+
 // ListProjectBranchEndpoints implements GET /projects/{project_id}/branches/{branch_id}/endpoints.
 func (h *handlers) ListProjectBranchEndpoints(ctx context.Context, req api.ListProjectBranchEndpointsRequestObject) (api.ListProjectBranchEndpointsResponseObject, error) {
 	list, err := h.uc.ListEndpoints(ctx, CallerFrom(ctx), req.ProjectID, req.BranchID)

@@ -19,6 +19,7 @@ type UseCases interface {
 	Projects
 	Libraries
 	Branches
+	BranchSets
 	Endpoints
 	Computes
 	Databases
@@ -50,6 +51,12 @@ type Branches interface {
 	GetBranch(ctx context.Context, c core.Caller, projectID, id string) (core.Branch, error)
 	UpdateBranch(ctx context.Context, c core.Caller, projectID, id string, p control.BranchPatch) (control.BranchResult, error)
 	DeleteBranch(ctx context.Context, c core.Caller, projectID, id string) (control.BranchResult, error)
+}
+
+// BranchSets are the use cases of a project's branches as a whole.
+type BranchSets interface {
+	CountBranches(ctx context.Context, c core.Caller, projectID, search string) (int64, error)
+	SetDefaultBranch(ctx context.Context, c core.Caller, projectID, id string) (control.BranchResult, error)
 }
 
 // Endpoints are the use cases of endpoints as records.

@@ -116,6 +116,21 @@ func (q Q) CountChildren(ctx context.Context, id string) (int64, error) {
 	return n, internal(err)
 }
 
+// CountBranches counts a project's branches; with search, those that ListBranches finds by it.
+func (q Q) CountBranches(ctx context.Context, projectID, search string) (int64, error) {
+	n, err := q.db.CountBranches(ctx, db.CountBranchesParams{ProjectID: projectID, Search: search})
+	return n, internal(err)
+}
+
+// SetDefaultBranch makes a branch the default of its project, whose row the caller has locked, instead of the one that is.
+func (q Q) SetDefaultBranch(ctx context.Context, projectID, id string) (core.Branch, error) {
+	if err := q.db.ClearDefaultBranch(ctx, projectID); err != nil {
+		return core.Branch{}, internal(err)
+	}
+	r, err := q.db.SetDefaultBranch(ctx, id)
+	return one(r, err, toBranch, "branch", id)
+}
+
 // UpdateBranch writes what a PATCH can change; KindConflict when the name is taken.
 func (q Q) UpdateBranch(ctx context.Context, b core.Branch) (core.Branch, error) {
 	r, err := q.db.UpdateBranch(ctx, db.UpdateBranchParams{ID: b.ID, Name: b.Name, Protected: b.Protected, ExpiresAt: b.ExpiresAt})

@@ -62,6 +62,33 @@ func (q *Queries) BranchStarted(ctx context.Context, arg BranchStartedParams) er
 	return err
 }
 
+const clearDefaultBranch = `-- name: ClearDefaultBranch :exec
+UPDATE branches SET is_default = false, updated_at = now() WHERE project_id = $1 AND is_default AND NOT deleting
+`
+
+func (q *Queries) ClearDefaultBranch(ctx context.Context, projectID string) error {
+	_, err := q.db.Exec(ctx, clearDefaultBranch, projectID)
+	return err
+}
+
+const countBranches = `-- name: CountBranches :one
+SELECT count(*) FROM branches
+WHERE project_id = $1 AND NOT deleting
+  AND ($2::text = '' OR position(lower($2::text) IN lower(name)) > 0 OR position(lower($2::text) IN id) > 0)
+`
+
+type CountBranchesParams struct {
+	ProjectID string
+	Search    string
+}
+
+func (q *Queries) CountBranches(ctx context.Context, arg CountBranchesParams) (int64, error) {
+	row := q.db.QueryRow(ctx, countBranches, arg.ProjectID, arg.Search)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
 const countChildren = `-- name: CountChildren :one
 SELECT count(*) FROM branches WHERE parent_id = $1 AND NOT deleting
 `
@@ -547,6 +574,44 @@ type SetBranchSizeParams struct {
 func (q *Queries) SetBranchSize(ctx context.Context, arg SetBranchSizeParams) error {
 	_, err := q.db.Exec(ctx, setBranchSize, arg.ID, arg.LogicalSize)
 	return err
+}
+
+const setDefaultBranch = `-- name: SetDefaultBranch :one
+UPDATE branches SET is_default = true, updated_at = now() WHERE id = $1 RETURNING id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, state_reason, state_changed_at, is_default, protected, init_source, expires_at, logical_size, created_by, created_by_name, annotation, annotated_at, volume_id, incarnation, promote, setup, deleting, created_at, updated_at
+`
+
+func (q *Queries) SetDefaultBranch(ctx context.Context, id string) (Branch, error) {
+	row := q.db.QueryRow(ctx, setDefaultBranch, id)
+	var i Branch
+	err := row.Scan(
+		&i.ID,
+		&i.ProjectID,
+		&i.ParentID,
+		&i.ParentLsn,
+		&i.ParentTimestamp,
+		&i.Name,
+		&i.State,
+		&i.PendingState,
+		&i.StateReason,
+		&i.StateChangedAt,
+		&i.IsDefault,
+		&i.Protected,
+		&i.InitSource,
+		&i.ExpiresAt,
+		&i.LogicalSize,
+		&i.CreatedBy,
+		&i.CreatedByName,
+		&i.Annotation,
+		&i.AnnotatedAt,
+		&i.VolumeID,
+		&i.Incarnation,
+		&i.Promote,
+		&i.Setup,
+		&i.Deleting,
+		&i.CreatedAt,
+		&i.UpdatedAt,
+	)
+	return i, err
 }
 
 const updateBranch = `-- name: UpdateBranch :one

@@ -57,3 +57,14 @@ UPDATE branches SET parent_id = NULL WHERE parent_id = $1;
 
 -- name: DeleteBranch :exec
 DELETE FROM branches WHERE id = $1;
+
+-- name: CountBranches :one
+SELECT count(*) FROM branches
+WHERE project_id = $1 AND NOT deleting
+  AND (@search::text = '' OR position(lower(@search::text) IN lower(name)) > 0 OR position(lower(@search::text) IN id) > 0);
+
+-- name: ClearDefaultBranch :exec
+UPDATE branches SET is_default = false, updated_at = now() WHERE project_id = $1 AND is_default AND NOT deleting;
+
+-- name: SetDefaultBranch :one
+UPDATE branches SET is_default = true, updated_at = now() WHERE id = $1 RETURNING *;
