@@ -168,7 +168,7 @@ func TestImageGrowthInterrupted(t *testing.T) {
 		p := open(t, opts)
 		must(t, p.Create(t.Context(), "a"))
 		put(t, p, "a", "f", "x")
-		size := int64(gib / 2)
+		size := gib / 2
 		for name, crash := range map[string]func(){
 			"file only": func() {},
 			"device, too": func() {

@@ -42,7 +42,7 @@ func openReflink(ctx context.Context, opts Options) (Backend, error) {
 			return nil, err
 		}
 	}
-	if err := probeReflink(ctx, pool); err != nil && !(used && isNoSpace(err)) { // a full disk must open, to be emptied
+	if err := probeReflink(ctx, pool); err != nil && (!used || !isNoSpace(err)) { // a full disk must open, to be emptied
 		return nil, &core.Error{Kind: core.KindUnavailable, Err: err,
 			Message: "the file system of " + pool + " cannot share blocks between files, as XFS, btrfs, bcachefs and ZFS can",
 			Hint:    "--storage copy works on every file system; there a branch costs as much disk as its parent"}
