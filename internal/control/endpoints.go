@@ -42,7 +42,7 @@ func (s *Service) newEndpoint(ctx context.Context, project core.Project, branchI
 	if e.Provisioner, err = checkProvisioner(cmp.Or(p.Provisioner, project.Provisioner)); err != nil {
 		return none, err
 	}
-	if e.MinCU, e.MaxCU, err = size(p.MinCU, p.MaxCU, project.Defaults, e.Provisioner); err != nil {
+	if e.MinCU, e.MaxCU, err = startSize(p.MinCU, p.MaxCU, project.Defaults, e.Provisioner); err != nil {
 		return none, err
 	}
 	if p.SuspendTimeout != nil {

@@ -100,7 +100,7 @@ func (s *Service) CreateProject(ctx context.Context, c core.Caller, p CreateProj
 	}
 	project := core.Project{
 		ID: core.NewProjectID(), OrgID: orgID, CreatedBy: c.UserID, PGVersion: build.Major,
-		Defaults:       core.EndpointDefaults{MinCU: defaultCU, MaxCU: defaultCU},
+		Defaults:       core.EndpointDefaults{MinCU: defaultCU, MaxCU: defaultMaxCU},
 		StorePasswords: p.StorePasswords == nil || *p.StorePasswords, HistoryRetention: defaultRetention,
 	}
 	project.Name = cmp.Or(p.Name, project.ID)

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ const (
 	minCU             = 0.25
 	maxCU             = 1024.0 // far above any machine: catches slips, not ambitions
 	defaultCU         = 0.25
+	defaultMaxCU      = 2.0
 	maxSuspend        = 604_800   // seconds
 	maxRetention      = 2_592_000 // seconds
 	defaultRetention  = 86_400    // seconds
@@ -28,8 +30,19 @@ func notBuilt(what string) error {
 	return core.Errorf(core.KindNotImplemented, "NOT_IMPLEMENTED", "%s is not built yet; leave it out", what)
 }
 
+// startSize completes and checks the limits of something new: a fixed size that nobody names is the lower default.
+func startSize(lo, hi *float64, defaults core.EndpointDefaults, provisioner string) (float64, float64, error) {
+	if provisioner == provisionerFixed && lo == nil && hi == nil {
+		lo, hi = &defaults.MinCU, &defaults.MinCU
+	}
+	return size(lo, hi, defaults, provisioner)
+}
+
 // size completes a pair of limits and checks it.
 func size(lo, hi *float64, defaults core.EndpointDefaults, provisioner string) (float64, float64, error) {
+	if provisioner == provisionerFixed { // one limit names the size
+		lo, hi = cmp.Or(lo, hi), cmp.Or(hi, lo)
+	}
 	minimum, maximum := defaults.MinCU, defaults.MaxCU
 	if lo != nil {
 		minimum = *lo
@@ -75,7 +88,7 @@ func checkSuspend(v int64) error {
 
 func (d DefaultsSpec) apply(cur core.EndpointDefaults, provisioner string) (core.EndpointDefaults, error) {
 	var err error
-	if cur.MinCU, cur.MaxCU, err = size(d.MinCU, d.MaxCU, cur, provisioner); err != nil {
+	if cur.MinCU, cur.MaxCU, err = startSize(d.MinCU, d.MaxCU, cur, provisioner); err != nil {
 		return cur, err
 	}
 	if d.SuspendTimeout != nil {

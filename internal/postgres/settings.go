@@ -80,14 +80,18 @@ func Config(o ConfigOptions) []Setting {
 	if o.LogicalReplication {
 		walLevel = "logical"
 	}
-	shared := max(16*mib, memory/4)
-	if size <= smallCU {
-		shared = max(16*mib, memory/8)
+	// What the server holds in any case has to fit into the smallest size, or the compute could never shrink back to it.
+	least := max(o.Size.MinCU, smallCU)
+	shared := max(16*mib, o.capped(least)/4)
+	if least <= smallCU {
+		shared = max(16*mib, o.capped(least)/8)
 	}
 
 	s := []Setting{
 		// From the compute's size.
 		{"max_connections", strconv.Itoa(maxConns)},
+		{"max_locks_per_transaction", strconv.Itoa(locksPerTransaction(maxConns))},
+		{"max_pred_locks_per_transaction", strconv.Itoa(locksPerTransaction(maxConns))},
 		{"max_worker_processes", strconv.Itoa(12 + int(math.Floor(2*maxCU)))},
 		{"shared_buffers", kb(shared)},
 		// PostgreSQL clears all of it at every start; its own choice of 1/32 would be most of a small compute's memory.
@@ -139,13 +143,13 @@ func Config(o ConfigOptions) []Setting {
 		// often just before a second change that a prefetcher would read the page for.
 		s = append(s, Setting{"recovery_prefetch", "off"})
 	}
-	if size < 1 {
+	if least < 1 {
 		s = append(s, Setting{"jit", "off"}) // LLVM alone takes more than such a compute should
 	}
 	if len(o.Preload) > 0 {
 		s = append(s, Setting{"shared_preload_libraries", strings.Join(o.Preload, ",")})
 		s = append(s, librarySettings(o.Preload, o.Database)...)
-		if size <= smallCU && slices.Contains(o.Preload, "pg_stat_statements") {
+		if least <= smallCU && slices.Contains(o.Preload, "pg_stat_statements") {
 			s = append(s, Setting{"pg_stat_statements.max", "1000"})
 		}
 	}
@@ -156,9 +160,16 @@ func Config(o ConfigOptions) []Setting {
 	return s
 }
 
+// locksPerTransaction keeps the lock tables of a compute for many connections small: all transactions share them, PostgreSQL
+// clears much of them at every start, and a server of 100 connections has 6400 entries.
+func locksPerTransaction(maxConns int) int { return min(64, max(16, 6400/maxConns)) }
+
 // memory is what settings that cannot change while the server runs may plan with, in bytes.
-func (o ConfigOptions) memory() int64 {
-	memory := int64(o.Size.units() * float64(UnitMemory))
+func (o ConfigOptions) memory() int64 { return o.capped(o.Size.units()) }
+
+// capped is the memory of a size as far as the machine has it, in bytes.
+func (o ConfigOptions) capped(cu float64) int64 {
+	memory := int64(cu * float64(UnitMemory))
 	if o.MachineMemory > 0 {
 		memory = min(memory, o.MachineMemory)
 	}
