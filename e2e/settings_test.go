@@ -125,7 +125,7 @@ func TestSettings(t *testing.T) {
 	if ops := p.patch(t, `{"settings":{"pg_settings":{"pg_stat_statements.max":"500"}}}`); actions(ops) != "suspend_compute start_compute" {
 		t.Errorf("a library's setting that needs a restart: %s", actions(ops))
 	}
-	if got := value[string](t, s.connect(t, p.URI), "select concat_ws(' ', current_setting('pg_stat_statements.max'), current_setting('max_connections'))"); got != "500 104" {
+	if got := value[string](t, s.connect(t, p.URI), "select concat_ws(' ', current_setting('pg_stat_statements.max'), current_setting('max_connections'))"); got != "500 839" {
 		t.Errorf("settings: %s", got)
 	}
 	// The same by the command line, which changes what it names.

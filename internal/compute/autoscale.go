@@ -95,10 +95,10 @@ func (m *Manager) Sizes() map[string]float64 {
 // Autoscaled counts the changes of size that load has brought about.
 func (m *Manager) Autoscaled() (up, down int64) { return m.grown.Load(), m.shrunk.Load() }
 
-// Resizable tells whether a running compute can go from one pair of limits to another without a restart: no setting that
-// is made for the limits changes.
+// Resizable tells whether a running compute can go from one pair of limits to another without a restart; see
+// postgres.SameSettings.
 func (m *Manager) Resizable(from, to postgres.SizeSpec) bool {
-	return postgres.SameSettings(from, to, m.opts.MachineMem)
+	return postgres.SameSettings(from, to)
 }
 
 // Resize gives a running compute other limits, for which Resizable holds. Unknown endpoints are ignored: they start with

@@ -41,10 +41,15 @@ func (s SizeSpec) units() float64 {
 	return min(max(hi, lo), 8*lo)
 }
 
-// SameSettings tells whether servers of two sizes have the same settings: a running one can go from one to the other.
-func SameSettings(a, b SizeSpec, machineMemory int64) bool {
-	return slices.Equal(Config(ConfigOptions{Size: a, MachineMemory: machineMemory}), Config(ConfigOptions{Size: b, MachineMemory: machineMemory}))
+// SameSettings tells whether a server of one size serves as the other until its next start: clients get as many connections
+// and workers. Its shared buffers, which follow the lower limit, may wait.
+func SameSettings(a, b SizeSpec) bool {
+	return a.connections() == b.connections() && a.workers() == b.workers()
 }
+
+func (s SizeSpec) connections() int { return max(100, min(4000, int(s.units()*419.66))) }
+
+func (s SizeSpec) workers() int { return 12 + int(math.Floor(2*max(s.MaxCU, s.MinCU))) }
 
 // FixedMemory is what a server of a size holds in any case, in bytes: its shared buffers, and room to work.
 func FixedMemory(s SizeSpec, machineMemory int64) int64 {
@@ -72,9 +77,7 @@ type ConfigOptions struct {
 // Config computes the whole postgresql.conf of a compute, in a stable order. User settings replace computed ones except those
 // that CheckSettings refuses, which are ignored here.
 func Config(o ConfigOptions) []Setting {
-	size := o.Size.units()
-	maxConns := max(100, min(4000, int(size*419.66)))
-	maxCU := max(o.Size.MaxCU, o.Size.MinCU)
+	maxConns := o.Size.connections()
 	memory := o.memory()
 	walLevel := "replica"
 	if o.LogicalReplication {
@@ -92,7 +95,7 @@ func Config(o ConfigOptions) []Setting {
 		{"max_connections", strconv.Itoa(maxConns)},
 		{"max_locks_per_transaction", strconv.Itoa(locksPerTransaction(maxConns))},
 		{"max_pred_locks_per_transaction", strconv.Itoa(locksPerTransaction(maxConns))},
-		{"max_worker_processes", strconv.Itoa(12 + int(math.Floor(2*maxCU)))},
+		{"max_worker_processes", strconv.Itoa(o.Size.workers())},
 		{"shared_buffers", kb(shared)},
 		// PostgreSQL clears all of it at every start; its own choice of 1/32 would be most of a small compute's memory.
 		{"wal_buffers", kb(min(max(shared/128, mib), 16*mib))},

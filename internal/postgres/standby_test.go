@@ -13,7 +13,7 @@ func TestStandbySettings(t *testing.T) {
 	primary := postgres.LimitsOf(postgres.Config(postgres.ConfigOptions{
 		Build: build, Size: postgres.SizeSpec{MinCU: 2, MaxCU: 2}, PGSettings: map[string]string{"max_prepared_transactions": "7"},
 	}))
-	if primary.Connections != 839 || primary.Workers != 16 || primary.Prepared != 7 || primary.Locks != 64 {
+	if primary.Connections != 839 || primary.Workers != 16 || primary.Prepared != 7 || primary.Locks != 16 {
 		t.Errorf("the limits of a primary with 2 CU: %+v", primary)
 	}
 	settings := postgres.Config(postgres.ConfigOptions{
