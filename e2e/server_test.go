@@ -115,6 +115,7 @@ func prepareIn(t *testing.T, base, dir, storage string, args ...string) *server 
 	s.args = append([]string{
 		"serve", "--data-dir", dir, "--http-listen", "127.0.0.1:0", "--pg-listen", "127.0.0.1:0", "--storage", storage,
 		"--storage-size", "6GiB", "--host-reserve", "256MiB", "--pool-reserve", "256MiB",
+		"--rate-limit", "off", // tests ask often, to see soon
 	}, args...)
 	t.Cleanup(s.end)
 	return s

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/httpd"
 	"github.com/boughdb/bough/internal/service"
 )
 
@@ -40,6 +41,23 @@ func (b *bytesValue) Set(s string) error {
 	return fmt.Errorf("%q is not a size; examples: 20GiB, 512MiB", s)
 }
 
+// rateValue is a flag that takes rate limits.
+type rateValue struct {
+	limit *httpd.RateLimit
+	text  string
+}
+
+func (r *rateValue) String() string { return r.text }
+func (r *rateValue) Type() string   { return "limit" }
+
+func (r *rateValue) Set(s string) error {
+	l, err := httpd.ParseRateLimit(s)
+	if err == nil {
+		*r.limit, r.text = l, s
+	}
+	return err
+}
+
 // serverFlags declares the flags of a server.
 func serverFlags(f *pflag.FlagSet, c *service.Config) {
 	dataDirFlag(f, &c.DataDir)
@@ -65,6 +83,9 @@ func serverFlags(f *pflag.FlagSet, c *service.Config) {
 	f.DurationVar(&c.ReconcileEvery, "reconcile-every", 30*time.Second, "how often what should be is compared with what is; see bough doctor")
 	f.DurationVar(&c.ReconcilePatience, "reconcile-patience", time.Minute, "how long a difference must last before it is repaired")
 	f.IntVar(&c.MaxStarts, "concurrent-starts", 0, "computes that start at once, others queue; 0 means two for each core")
+	limit := &rateValue{limit: &c.RateLimit}
+	_ = limit.Set("700/m,40/s")
+	f.Var(limit, "rate-limit", "API calls of one account in all, and of each operation; or off")
 	f.BoolVar(&c.AllowPlain, "allow-plaintext", false, "let clients on this machine connect without TLS")
 	f.BoolVar(&c.StopComputes, "stop-computes", false, "on Ctrl-C or SIGTERM stop the computes and the control database too")
 	f.StringVar(&c.LogFormat, "log-format", "text", "text or json")

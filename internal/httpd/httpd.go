@@ -29,9 +29,8 @@ type Options struct {
 	Ready func(ctx context.Context) error
 	// Metrics serves GET /metrics, without a key; nil answers 404.
 	Metrics http.Handler
-	// Limit wraps every authenticated API call, before its body is read; nil limits nothing. CallerFrom and Operation tell
-	// it who calls what.
-	Limit func(http.Handler) http.Handler
+	// RateLimit bounds authenticated calls; the zero value does not.
+	RateLimit RateLimit
 	// MaxCU is the largest compute in compute units, shown to users; 0 shows 16.
 	MaxCU float64
 	// Now is the clock; nil is time.Now.
@@ -70,11 +69,7 @@ func New(opt Options) http.Handler {
 		d.mux.HandleFunc(pattern, d.unbuilt)
 		d.ops[pattern] = operation{id: r.OperationID}
 	}
-	var call http.Handler = http.HandlerFunc(d.call)
-	if opt.Limit != nil {
-		call = opt.Limit(call)
-	}
-	d.limited = call
+	d.limited = d.limit(http.HandlerFunc(d.call))
 	d.validated = d.validator(doc)(d.mux)
 	return d.withRequestID(d.withLog(d.withRecover(http.HandlerFunc(d.route))))
 }
@@ -90,7 +85,7 @@ type door struct {
 	log       *slog.Logger
 	mux       *http.ServeMux       // every published operation
 	ops       map[string]operation // by the mux's pattern
-	limited   http.Handler         // call, behind Options.Limit
+	limited   http.Handler         // call, behind Options.RateLimit
 	validated http.Handler         // mux, behind the validator
 }
 

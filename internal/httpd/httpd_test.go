@@ -512,23 +512,6 @@ func TestHealthAndMetricsNeedNoKey(t *testing.T) {
 	}
 }
 
-func TestTheLimitSeamSeesCallerAndOperation(t *testing.T) {
-	var caller core.Caller
-	var op string
-	srv, _ := newDoor(t, &desk{}, func(o *Options) {
-		o.Limit = func(next http.Handler) http.Handler {
-			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				caller, op = CallerFrom(r.Context()), Operation(r.Context())
-				next.ServeHTTP(w, r)
-			})
-		}
-	})
-	do(t, srv, call{method: "GET", path: "/api/v2/auth"})
-	if caller.KeyID != 7 || op != "getAuthDetails" {
-		t.Errorf("%+v %q", caller, op)
-	}
-}
-
 func TestListsInTheQueryMayBeCommaJoined(t *testing.T) {
 	list := openapi3.NewArraySchema().WithItems(openapi3.NewStringSchema())
 	for _, explode := range []bool{true, false} {

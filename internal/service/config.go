@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/httpd"
 )
 
 // Version is what the binary calls itself.
@@ -48,7 +49,8 @@ type Config struct {
 	Handshake    time.Duration // limit of a client's handshake
 	// How often what should be is compared with what is, and how long a difference must last before it is repaired.
 	ReconcileEvery, ReconcilePatience time.Duration
-	MaxStarts                         int // computes that start at once; 0 chooses
+	MaxStarts                         int             // computes that start at once; 0 chooses
+	RateLimit                         httpd.RateLimit // of API calls; see httpd.ParseRateLimit
 }
 
 // DefaultDataDir is where a server keeps its data: /var/lib/bough as root, else $XDG_DATA_HOME/bough.

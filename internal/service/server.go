@@ -314,6 +314,7 @@ func (s *Server) serveHTTP(ctx context.Context, pgAddr string) error {
 	server := &http.Server{
 		Handler: httpd.New(httpd.Options{
 			UseCases: s.control, Auth: s.control, Log: s.log, Ready: s.store.Ping, Metrics: s.metrics.handler(),
+			RateLimit: s.cfg.RateLimit,
 		}),
 		ReadHeaderTimeout: readHeaderTimeout, ReadTimeout: readTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes,
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
