@@ -65,7 +65,7 @@ var models = map[string]any{
 	"listProjects": ProjectList{}, "createProject": ProjectCreated{}, "getProject": ProjectResponse{},
 	"updateProject": ProjectOperations{}, "deleteProject": ProjectResponse{}, "getConnectionURI": ConnectionURIResponse{},
 	"getAvailablePreloadLibraries": AvailablePreloadLibraries{},
-	"createProjectBranch": BranchCreated{}, "listProjectBranches": BranchList{}, "getProjectBranch": BranchWithAnnotation{},
+	"createProjectBranch":          BranchCreated{}, "listProjectBranches": BranchList{}, "getProjectBranch": BranchWithAnnotation{},
 	"updateProjectBranch": BranchOperations{}, "deleteProjectBranch": BranchOperations{},
 	"listProjectBranchEndpoints": EndpointList{}, "listProjectEndpoints": EndpointList{},
 	"createProjectEndpoint": EndpointOperations{}, "getProjectEndpoint": EndpointResponse{},

@@ -241,7 +241,7 @@ func replicasOn(t *testing.T, s *server) {
 		pid := s.postmaster(t, p.Branch)
 		crash(t, s.postmaster(t, one.ID))
 		s.settled(t)
-		conn := s.connect(t, one.URI)
+		s.connect(t, one.URI)
 		direct, before := s.superuser(t, one.ID), s.postmaster(t, one.ID)
 		s.Kill9()
 		s.Start()
@@ -250,7 +250,7 @@ func replicasOn(t *testing.T, s *server) {
 		}
 		_ = direct.Close(t.Context())
 		sql(t, s.connect(t, p.URI), "insert into kept values (401)")
-		conn = s.connect(t, one.URI)
+		conn := s.connect(t, one.URI)
 		sees(t, conn, 1, "select count(*)::int from kept where n = 401")
 		if now := s.postmaster(t, p.Branch); now != pid {
 			t.Error("the primary was restarted")
@@ -259,7 +259,7 @@ func replicasOn(t *testing.T, s *server) {
 	})
 
 	t.Run("larger primary", func(t *testing.T) {
-		low, high := api.ComputeUnits(0.25), api.ComputeUnits(2)
+		low, high := api.ComputeUnits(0.5), api.ComputeUnits(4)
 		p.ops(t)(s.UpdateEndpoint(t.Context(), p.ID, p.Endpoint, sdk.EndpointUpdate{AutoscalingLimitMinCU: &low, AutoscalingLimitMaxCU: &high}))
 		primary := s.connect(t, p.URI)
 		sql(t, primary, "insert into kept values (501)")

@@ -46,7 +46,7 @@ func ConnConfig(socketDir, database string) (*pgx.ConnConfig, error) {
 	cfg.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
 		// The one that older majors do not know.
 		major, _, _ := strings.Cut(conn.ParameterStatus("server_version"), ".")
-		if n, err := strconv.Atoi(major); err != nil || n < 17 {
+		if n, _ := strconv.Atoi(major); n < 17 {
 			return nil
 		}
 		return conn.Exec(ctx, "SET transaction_timeout = 0").Close()

@@ -105,13 +105,13 @@ var missingLibrary = regexp.MustCompile(`^\s+(\S+) => not found`)
 // dropUnloadable removes the modules whose libraries this machine lacks, such as PL/Perl of another Perl, and the extensions
 // made of them, so that nothing is offered that cannot be created. It returns them with what they lack.
 func dropUnloadable(ctx context.Context, dir string) ([]string, error) {
-	ldd, err := exec.LookPath("ldd")
-	if err != nil {
+	ldd, _ := exec.LookPath("ldd")
+	if ldd == "" {
 		return nil, nil // then CREATE EXTENSION says it
 	}
 	modules, err := filepath.Glob(filepath.Join(dir, "lib", "postgresql", "*.so"))
 	if err != nil || len(modules) == 0 {
-		return nil, fmt.Errorf("no modules in the package (%w)", err)
+		return nil, fmt.Errorf("no modules in the package (error %v)", err)
 	}
 	cmd := exec.CommandContext(ctx, ldd, modules...)
 	cmd.Env = ServerEnv()

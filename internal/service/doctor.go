@@ -80,7 +80,7 @@ func Doctor(ctx context.Context, dir string, o DoctorOptions) (Diagnosis, error)
 		d.Notes = append(d.Notes, "The server is not running; start it with: bough serve. What it would repair is listed below.")
 	}
 	if d.Server == "running" {
-		d.online(st, facts)
+		d.online(ctx, st, facts)
 	} else if err := d.offline(ctx, o); err != nil {
 		return d.Diagnosis, err
 	}
@@ -108,7 +108,7 @@ func (d *doctor) add(list []control.Finding) {
 }
 
 // online takes over what the server says.
-func (d *doctor) online(st Status, facts ServerFacts) {
+func (d *doctor) online(ctx context.Context, st Status, facts ServerFacts) {
 	d.report = facts.Report
 	d.ok("server: running (pid %d), %s", st.PID, st.APIURL)
 	if !st.Healthy {
@@ -131,7 +131,8 @@ func (d *doctor) online(st Status, facts ServerFacts) {
 	} else {
 		d.note("Names under *.%s do not resolve on this machine, so connection strings use localhost and the endpoint option; installing libnss-myhostname helps, for *.localhost.", facts.Domain)
 	}
-	if conn, err := net.DialTimeout("tcp", st.PGAddr, 2*time.Second); err != nil {
+	dialer := net.Dialer{Timeout: 2 * time.Second}
+	if conn, err := dialer.DialContext(ctx, "tcp", st.PGAddr); err != nil {
 		d.find(control.DriftServer, st.PGAddr, "The Postgres proxy does not accept connections at "+st.PGAddr+".", "see the server's log")
 	} else {
 		_ = conn.Close()

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"time"
 
@@ -132,7 +131,7 @@ func inventory(ctx context.Context, pool *pgxpool.Pool) (Inventory, error) {
 			return err
 		}
 		inv.Handles, err = collect(ctx, tx, "SELECT compute_id, branch_id, handle, started_at FROM handles", func(r pgx.CollectableRow) (h Handle, err error) {
-			return h, r.Scan(&h.ComputeID, &h.BranchID, (*json.RawMessage)(&h.Handle), &h.StartedAt)
+			return h, r.Scan(&h.ComputeID, &h.BranchID, &h.Handle, &h.StartedAt)
 		})
 		if err != nil {
 			return err
