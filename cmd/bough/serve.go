@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/boughdb/bough/internal/control"
 	"github.com/boughdb/bough/internal/core"
 	"github.com/boughdb/bough/internal/httpd"
 	"github.com/boughdb/bough/internal/service"
@@ -83,6 +84,7 @@ func serverFlags(f *pflag.FlagSet, c *service.Config) {
 	f.DurationVar(&c.ReconcileEvery, "reconcile-every", 30*time.Second, "how often what should be is compared with what is; see bough doctor")
 	f.DurationVar(&c.ReconcilePatience, "reconcile-patience", time.Minute, "how long a difference must last before it is repaired")
 	f.IntVar(&c.MaxStarts, "concurrent-starts", 0, "computes that start at once, others queue; 0 means two for each core")
+	f.DurationVar(&c.OperationsKeep, "operations-keep", control.DefaultOperationsKeep, "how long the record of an operation that has ended is kept (six months)")
 	limit := &rateValue{limit: &c.RateLimit}
 	_ = limit.Set("700/m,40/s")
 	f.Var(limit, "rate-limit", "API calls of one account in all, and of each operation; or off")

@@ -121,15 +121,19 @@ func (s *Service) CreateBranch(ctx context.Context, c core.Caller, projectID str
 		if out.Databases, err = q.Databases(ctx, branch.ID); err != nil {
 			return err
 		}
-		out.Operations, err = s.Queue.Enqueue(ctx, q, ops...)
-		return err
+		if out.Operations, err = s.Queue.Enqueue(ctx, q, ops...); err != nil {
+			return err
+		}
+		if out.URIs, err = s.branchConnections(project, out); err != nil {
+			return err
+		}
+		return keep(ctx, q, c, out)
 	})
 	if err != nil {
 		return none, err
 	}
 	s.Queue.Kick(branch.ID)
-	out.URIs, err = s.branchConnections(project, out)
-	return out, err
+	return out, nil
 }
 
 // branchConnections lists how the owner of each database reaches it, when passwords are stored and there is an endpoint.

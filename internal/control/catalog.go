@@ -124,6 +124,13 @@ func storeCatalog(ctx context.Context, q store.Q, branchID string, c postgres.Ca
 func (s *Service) alter(ctx context.Context, c core.Caller, projectID, branchID string,
 	fn func(q store.Q, p core.Project) (applyParams, error),
 ) ([]core.Operation, error) {
+	return s.alterOnce(ctx, c, projectID, branchID, fn, nil)
+}
+
+// alterOnce is alter for a call that may have an Idempotency-Key; made is the use case's result, given the operations.
+func (s *Service) alterOnce(ctx context.Context, c core.Caller, projectID, branchID string,
+	fn func(q store.Q, p core.Project) (applyParams, error), made func(ops []core.Operation) any,
+) ([]core.Operation, error) {
 	project, branch, err := s.branch(ctx, c, projectID, branchID)
 	if err != nil {
 		return nil, err
@@ -154,8 +161,10 @@ func (s *Service) alter(ctx context.Context, c core.Caller, projectID, branchID 
 		}
 		op := newOperation(c, projectID, branchID, readWrite(endpoints).ID, core.ActionApplyConfig)
 		op.Params = raw
-		ops, err = s.Queue.Enqueue(ctx, q, op)
-		return err
+		if ops, err = s.Queue.Enqueue(ctx, q, op); err != nil || made == nil {
+			return err
+		}
+		return keep(ctx, q, c, made(ops))
 	})
 	if err != nil {
 		return nil, err
@@ -194,14 +203,14 @@ func (s *Service) CreateDatabase(ctx context.Context, c core.Caller, projectID, 
 	}
 	var out DatabaseResult
 	var err error
-	out.Operations, err = s.alter(ctx, c, projectID, branchID, func(q store.Q, _ core.Project) (applyParams, error) {
+	out.Operations, err = s.alterOnce(ctx, c, projectID, branchID, func(q store.Q, _ core.Project) (applyParams, error) {
 		if err := ownerExists(ctx, q, branchID, owner); err != nil {
 			return applyParams{}, err
 		}
 		var err error
 		out.Database, err = q.InsertDatabase(ctx, branchID, name, owner)
 		return applyParams{CreateDatabase: name, Owner: owner}, err
-	})
+	}, func(ops []core.Operation) any { return DatabaseResult{out.Database, ops} })
 	return out, err
 }
 
@@ -285,7 +294,7 @@ func (s *Service) CreateRole(ctx context.Context, c core.Caller, projectID, bran
 	}
 	var out RoleResult
 	var err error
-	out.Operations, err = s.alter(ctx, c, projectID, branchID, func(q store.Q, project core.Project) (applyParams, error) {
+	out.Operations, err = s.alterOnce(ctx, c, projectID, branchID, func(q store.Q, project core.Project) (applyParams, error) {
 		r := core.Role{BranchID: branchID, Name: p.Name, NoLogin: p.NoLogin}
 		if !p.NoLogin {
 			var err error
@@ -297,7 +306,7 @@ func (s *Service) CreateRole(ctx context.Context, c core.Caller, projectID, bran
 		saved.Password = r.Password
 		out.Role = saved
 		return applyParams{CreateRole: p.Name}, err
-	})
+	}, func(ops []core.Operation) any { return RoleResult{out.Role, ops} })
 	return out, err
 }
 

@@ -116,7 +116,10 @@ func (s *Service) CreateEndpoint(ctx context.Context, c core.Caller, projectID, 
 		if saved.PendingState == core.EndpointActive {
 			out.Operations, err = s.Queue.Enqueue(ctx, q, newOperation(c, projectID, branchID, e.ID, core.ActionStartCompute))
 		}
-		return err
+		if err != nil {
+			return err
+		}
+		return keep(ctx, q, c, out)
 	})
 	if err == nil {
 		s.Queue.Kick(branchID)

@@ -191,7 +191,10 @@ func (s *Service) CreateProject(ctx context.Context, c core.Caller, p CreateProj
 		out.Operations, err = s.Queue.Enqueue(ctx, q,
 			newOperation(c, project.ID, branchID, "", core.ActionCreateTimeline),
 			newOperation(c, project.ID, branchID, e.ID, core.ActionStartCompute))
-		return err
+		if err != nil {
+			return err
+		}
+		return keep(ctx, q, c, out)
 	})
 	if err != nil {
 		return none, err

@@ -69,7 +69,9 @@ type Options struct {
 	Reconcile  ReconcileOptions
 	Addressing Addressing
 	Recorder   Recorder
-	Log        *slog.Logger
+
+	OperationsKeep time.Duration // how long the record of an operation is kept; 0: DefaultOperationsKeep
+	Log            *slog.Logger
 }
 
 // Service is the use cases. Every method checks first what the caller may see: what it may not is KindNotFound.

@@ -256,4 +256,12 @@ type Caller struct {
 	OrgIDs    []string // the organizations that the key reaches
 	ProjectID string   // "" unless the key is bound to one project
 	RequestID string
+	Once      *Once // set on a call that must make what it makes once
+}
+
+// Once is what a call with an Idempotency-Key brings to the use case, which stores the answer with what it makes.
+type Once struct {
+	Key     string
+	Request []byte                         // hash of the call: another one under the same key is refused
+	Answer  func(made any) ([]byte, error) // the use case's result as the client will see it, encrypted
 }

@@ -2,6 +2,7 @@ package httpd
 
 import (
 	"context"
+	"net/http"
 
 	"github.com/boughdb/bough/api"
 	"github.com/boughdb/bough/internal/control"
@@ -61,10 +62,16 @@ func (h *handlers) CreateProjectBranch(ctx context.Context, req api.CreateProjec
 			})
 		}
 	}
-	made, err := h.uc.CreateBranch(ctx, CallerFrom(ctx), req.ProjectID, in)
+	made, err := h.uc.CreateBranch(ctx, creator(ctx, func(made control.BranchCreated, w http.ResponseWriter) error {
+		return branchCreated(made).VisitCreateProjectBranchResponse(w)
+	}), req.ProjectID, in)
 	if err != nil {
 		return nil, err
 	}
+	return branchCreated(made), nil
+}
+
+func branchCreated(made control.BranchCreated) api.CreateProjectBranch201JSONResponse {
 	out := api.CreateProjectBranch201JSONResponse{
 		Branch:     branch(made.Branch),
 		Endpoints:  each(made.Endpoints, endpoint),
@@ -76,7 +83,7 @@ func (h *handlers) CreateProjectBranch(ctx context.Context, req api.CreateProjec
 		uris := each(made.URIs, connection)
 		out.ConnectionUris = &uris
 	}
-	return out, nil
+	return out
 }
 
 // GetProjectBranch implements GET /projects/{project_id}/branches/{branch_id}.

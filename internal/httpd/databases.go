@@ -2,6 +2,7 @@ package httpd
 
 import (
 	"context"
+	"net/http"
 
 	"github.com/boughdb/bough/api"
 	"github.com/boughdb/bough/internal/control"
@@ -20,7 +21,10 @@ func (h *handlers) ListProjectBranchDatabases(ctx context.Context, req api.ListP
 // CreateProjectBranchDatabase implements POST …/databases.
 func (h *handlers) CreateProjectBranchDatabase(ctx context.Context, req api.CreateProjectBranchDatabaseRequestObject) (api.CreateProjectBranchDatabaseResponseObject, error) {
 	d := req.Body.Database
-	res, err := h.uc.CreateDatabase(ctx, CallerFrom(ctx), req.ProjectID, req.BranchID, d.Name, d.OwnerName)
+	caller := creator(ctx, func(made control.DatabaseResult, w http.ResponseWriter) error {
+		return api.CreateProjectBranchDatabase201JSONResponse(databaseOperations(made)).VisitCreateProjectBranchDatabaseResponse(w)
+	})
+	res, err := h.uc.CreateDatabase(ctx, caller, req.ProjectID, req.BranchID, d.Name, d.OwnerName)
 	if err != nil {
 		return nil, err
 	}

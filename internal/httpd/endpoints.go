@@ -2,6 +2,7 @@ package httpd
 
 import (
 	"context"
+	"net/http"
 
 	"github.com/boughdb/bough/api"
 	"github.com/boughdb/bough/internal/control"
@@ -20,7 +21,10 @@ func (h *handlers) ListProjectEndpoints(ctx context.Context, req api.ListProject
 // CreateProjectEndpoint implements POST /projects/{project_id}/endpoints.
 func (h *handlers) CreateProjectEndpoint(ctx context.Context, req api.CreateProjectEndpointRequestObject) (api.CreateProjectEndpointResponseObject, error) {
 	e := req.Body.Endpoint
-	res, err := h.uc.CreateEndpoint(ctx, CallerFrom(ctx), req.ProjectID, e.BranchID, control.EndpointSpec{
+	caller := creator(ctx, func(made control.EndpointResult, w http.ResponseWriter) error {
+		return api.CreateProjectEndpoint201JSONResponse(endpointOperations(made)).VisitCreateProjectEndpointResponse(w)
+	})
+	res, err := h.uc.CreateEndpoint(ctx, caller, req.ProjectID, e.BranchID, control.EndpointSpec{
 		Type:           core.EndpointType(e.Type),
 		Name:           or(e.Name, ""),
 		RegionID:       or(e.RegionID, ""),

@@ -137,6 +137,10 @@ func (d *door) call(w http.ResponseWriter, r *http.Request) {
 		d.fail(w, r, err)
 		return
 	}
+	if keys := r.Header.Values("Idempotency-Key"); len(keys) > 0 && makesOnce[op.id] {
+		d.once(w, r, keys)
+		return
+	}
 	d.validated.ServeHTTP(w, r)
 }
 

@@ -3,6 +3,7 @@ package httpd
 import (
 	"context"
 	"encoding/json"
+	"net/http"
 	"time"
 
 	"github.com/boughdb/bough/api"
@@ -69,10 +70,16 @@ func (h *handlers) CreateProject(ctx context.Context, req api.CreateProjectReque
 	if in.Settings, err = settingsAsSent(p.Settings); err != nil {
 		return nil, err
 	}
-	made, err := h.uc.CreateProject(ctx, CallerFrom(ctx), in)
+	made, err := h.uc.CreateProject(ctx, creator(ctx, func(made control.ProjectCreated, w http.ResponseWriter) error {
+		return h.projectCreated(made).VisitCreateProjectResponse(w)
+	}), in)
 	if err != nil {
 		return nil, err
 	}
+	return h.projectCreated(made), nil
+}
+
+func (h *handlers) projectCreated(made control.ProjectCreated) api.CreateProject201JSONResponse {
 	return api.CreateProject201JSONResponse{
 		Project:        h.project(made.Project),
 		Branch:         branch(made.Branch),
@@ -81,7 +88,7 @@ func (h *handlers) CreateProject(ctx context.Context, req api.CreateProjectReque
 		Databases:      each(made.Databases, database),
 		Operations:     each(made.Operations, operationView),
 		ConnectionUris: each(made.URIs, connection),
-	}, nil
+	}
 }
 
 // GetProject implements GET /projects/{project_id}.

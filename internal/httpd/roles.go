@@ -2,6 +2,7 @@ package httpd
 
 import (
 	"context"
+	"net/http"
 
 	"github.com/boughdb/bough/api"
 	"github.com/boughdb/bough/internal/control"
@@ -19,7 +20,10 @@ func (h *handlers) ListProjectBranchRoles(ctx context.Context, req api.ListProje
 
 // CreateProjectBranchRole implements POST …/roles.
 func (h *handlers) CreateProjectBranchRole(ctx context.Context, req api.CreateProjectBranchRoleRequestObject) (api.CreateProjectBranchRoleResponseObject, error) {
-	res, err := h.uc.CreateRole(ctx, CallerFrom(ctx), req.ProjectID, req.BranchID, control.CreateRole{
+	caller := creator(ctx, func(made control.RoleResult, w http.ResponseWriter) error {
+		return api.CreateProjectBranchRole201JSONResponse(roleOperations(made)).VisitCreateProjectBranchRoleResponse(w)
+	})
+	res, err := h.uc.CreateRole(ctx, caller, req.ProjectID, req.BranchID, control.CreateRole{
 		Name: req.Body.Role.Name, NoLogin: or(req.Body.Role.NoLogin, false),
 	})
 	if err != nil {

@@ -26,6 +26,7 @@ type UseCases interface {
 	Roles
 	Passwords
 	Operations
+	Answers
 	Keys
 	Accounts
 }
@@ -103,6 +104,11 @@ type Passwords interface {
 type Operations interface {
 	ListOperations(ctx context.Context, c core.Caller, projectID string, limit int, cursor string) (control.OperationPage, error)
 	GetOperation(ctx context.Context, c core.Caller, projectID, id string) (core.Operation, error)
+}
+
+// Answers are what creates with an Idempotency-Key were answered; see core.Once.
+type Answers interface {
+	Answered(ctx context.Context, c core.Caller, key string) (request, answer []byte, found bool, err error)
 }
 
 // Keys are the use cases of personal API keys.

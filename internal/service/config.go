@@ -50,6 +50,7 @@ type Config struct {
 	// How often what should be is compared with what is, and how long a difference must last before it is repaired.
 	ReconcileEvery, ReconcilePatience time.Duration
 	MaxStarts                         int             // computes that start at once; 0 chooses
+	OperationsKeep                    time.Duration   // how long the record of an operation that has ended is kept; 0 chooses
 	RateLimit                         httpd.RateLimit // of API calls; see httpd.ParseRateLimit
 }
 
@@ -97,6 +98,9 @@ func (c *Config) check() error {
 	case cgroupsAuto, cgroupsOff:
 	default:
 		return core.Invalidf("--cgroups must be auto or off")
+	}
+	if c.OperationsKeep < 0 {
+		return core.Invalidf("--operations-keep must not be negative")
 	}
 	if c.MaxStarts < 0 {
 		return core.Invalidf("--concurrent-starts must not be negative")

@@ -197,7 +197,7 @@ func (s *Server) start(ctx context.Context) error {
 			Checks: []func(context.Context) []control.Finding{s.checks},
 		},
 		Addressing: control.Addressing{Domain: s.cfg.Domain, Region: s.cfg.Region, Resolves: resolves(ctx, s.cfg.Domain)},
-		Recorder:   s.metrics, Log: s.log,
+		Recorder:   s.metrics, Log: s.log, OperationsKeep: s.cfg.OperationsKeep,
 	})
 	watcher.S = s.control
 	s.metrics.watch(&lookCollector{

@@ -9,6 +9,18 @@ import (
 	"time"
 )
 
+// what calls with an Idempotency-Key were answered, written with what they made
+type Answer struct {
+	// the API key that the call was made with
+	KeyID int64
+	Key   string
+	// SHA-256 of the call
+	Request []byte
+	// encrypted with the API key's secret, which the server does not keep
+	Answer    []byte
+	CreatedAt time.Time
+}
+
 type ApiKey struct {
 	ID               int64
 	Name             string
