@@ -20,6 +20,24 @@ import (
 	"github.com/oapi-codegen/runtime"
 )
 
+// Defines values for AuthDetailsAuthMethod.
+const (
+	APIKeyOrg  AuthDetailsAuthMethod = "api_key_org"
+	APIKeyUser AuthDetailsAuthMethod = "api_key_user"
+)
+
+// Valid indicates whether the value is a known member of the AuthDetailsAuthMethod enum.
+func (e AuthDetailsAuthMethod) Valid() bool {
+	switch e {
+	case APIKeyOrg:
+		return true
+	case APIKeyUser:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for BranchSortField.
 const (
 	CreatedAt BranchSortField = "created_at"
@@ -74,6 +92,45 @@ func (e EndpointType) Valid() bool {
 	case ReadOnly:
 		return true
 	case ReadWrite:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for MemberRole.
+const (
+	MemberRoleAdmin  MemberRole = "admin"
+	MemberRoleMember MemberRole = "member"
+)
+
+// Valid indicates whether the value is a known member of the MemberRole enum.
+func (e MemberRole) Valid() bool {
+	switch e {
+	case MemberRoleAdmin:
+		return true
+	case MemberRoleMember:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for MemberSortField.
+const (
+	MemberSortFieldEmail    MemberSortField = "email"
+	MemberSortFieldJoinedAt MemberSortField = "joined_at"
+	MemberSortFieldRole     MemberSortField = "role"
+)
+
+// Valid indicates whether the value is a known member of the MemberSortField enum.
+func (e MemberSortField) Valid() bool {
+	switch e {
+	case MemberSortFieldEmail:
+		return true
+	case MemberSortFieldJoinedAt:
+		return true
+	case MemberSortFieldRole:
 		return true
 	default:
 		return false
@@ -364,6 +421,27 @@ type APIKeyRevoked struct {
 	Revoked          bool       `json:"revoked"`
 }
 
+// AddProjectJWKSRequest defines model for AddProjectJWKSRequest.
+type AddProjectJWKSRequest struct {
+	// BranchID The branch that it is for. Default: every branch.
+	BranchID *string `json:"branch_id,omitempty"`
+
+	// JwksURL An https URL of a JSON Web Key Set.
+	JwksURL string `json:"jwks_url"`
+
+	// JwtAudience The audience that tokens must name.
+	JwtAudience *string `json:"jwt_audience,omitempty"`
+
+	// ProviderName Who issues the tokens.
+	ProviderName string `json:"provider_name"`
+
+	// RoleNames The roles that tokens may act as.
+	RoleNames *[]string `json:"role_names,omitempty"`
+
+	// SkipRoleCreation Nothing is created here in any case.
+	SkipRoleCreation *bool `json:"skip_role_creation,omitempty"`
+}
+
 // AllowedIps defines model for AllowedIps.
 type AllowedIps struct {
 	// Ips Addresses, CIDR blocks or ranges; empty allows all.
@@ -396,6 +474,19 @@ type AuthAccount struct {
 	Name     string `json:"name"`
 	Provider string `json:"provider"`
 }
+
+// AuthDetails defines model for AuthDetails.
+type AuthDetails struct {
+	// AccountID The id of the user, or of the organization.
+	AccountID string `json:"account_id"`
+
+	// AuthData The id of the key.
+	AuthData   *string               `json:"auth_data,omitempty"`
+	AuthMethod AuthDetailsAuthMethod `json:"auth_method"`
+}
+
+// AuthDetailsAuthMethod defines model for AuthDetails.AuthMethod.
+type AuthDetailsAuthMethod string
 
 // AvailablePreloadLibraries defines model for AvailablePreloadLibraries.
 type AvailablePreloadLibraries struct {
@@ -683,6 +774,12 @@ type DefaultEndpointSettings struct {
 	SuspendTimeoutSeconds *SuspendTimeout `json:"suspend_timeout_seconds,omitempty"`
 }
 
+// EmailAddress defines model for EmailAddress.
+type EmailAddress = string
+
+// EmptyObject defines model for EmptyObject.
+type EmptyObject = struct{}
+
 // Endpoint defines model for Endpoint.
 type Endpoint struct {
 	// AutoscalingLimitMaxCU 1 unit is 1 vCPU and 4 GiB of memory.
@@ -852,8 +949,32 @@ type Error struct {
 	RequestID *string `json:"request_id,omitempty"`
 }
 
+// GrantPermissionToProjectRequest defines model for GrantPermissionToProjectRequest.
+type GrantPermissionToProjectRequest struct {
+	Email EmailAddress `json:"email"`
+}
+
 // HistoryRetention Seconds of history to keep.
 type HistoryRetention = int64
+
+// JWKS defines model for JWKS.
+type JWKS struct {
+	BranchID     *ResourceID `json:"branch_id,omitempty"`
+	CreatedAt    Timestamp   `json:"created_at"`
+	ID           string      `json:"id"`
+	JwksURL      string      `json:"jwks_url"`
+	JwtAudience  *string     `json:"jwt_audience,omitempty"`
+	ProjectID    ResourceID  `json:"project_id"`
+	ProviderName string      `json:"provider_name"`
+	RoleNames    *[]string   `json:"role_names,omitempty"`
+	UpdatedAt    Timestamp   `json:"updated_at"`
+}
+
+// JWKSCreated defines model for JWKSCreated.
+type JWKSCreated struct {
+	Jwks       JWKS        `json:"jwks"`
+	Operations []Operation `json:"operations"`
+}
 
 // MaintenanceWindow defines model for MaintenanceWindow.
 type MaintenanceWindow struct {
@@ -865,6 +986,37 @@ type MaintenanceWindow struct {
 
 	// Weekdays 1 is Monday.
 	Weekdays []int `json:"weekdays"`
+}
+
+// Member defines model for Member.
+type Member struct {
+	ID       UUID       `json:"id"`
+	JoinedAt *Timestamp `json:"joined_at,omitempty"`
+	OrgID    ResourceID `json:"org_id"`
+	Role     MemberRole `json:"role"`
+	UserID   UUID       `json:"user_id"`
+}
+
+// MemberRole defines model for MemberRole.
+type MemberRole string
+
+// MemberSortField defines model for MemberSortField.
+type MemberSortField string
+
+// MemberUpdateRequest defines model for MemberUpdateRequest.
+type MemberUpdateRequest struct {
+	Role MemberRole `json:"role"`
+}
+
+// MemberUser defines model for MemberUser.
+type MemberUser struct {
+	Email EmailAddress `json:"email"`
+}
+
+// MemberWithUser defines model for MemberWithUser.
+type MemberWithUser struct {
+	Member Member     `json:"member"`
+	User   MemberUser `json:"user"`
 }
 
 // Operation defines model for Operation.
@@ -902,6 +1054,49 @@ type OperationResponse struct {
 // OperationStatus defines model for OperationStatus.
 type OperationStatus string
 
+// OrgAPIKey defines model for OrgAPIKey.
+type OrgAPIKey struct {
+	CreatedAt        Timestamp     `json:"created_at"`
+	CreatedBy        APIKeyCreator `json:"created_by"`
+	ID               int64         `json:"id"`
+	LastUsedAt       *time.Time    `json:"last_used_at,omitempty"`
+	LastUsedFromAddr string        `json:"last_used_from_addr"`
+	Name             string        `json:"name"`
+	ProjectID        *ResourceID   `json:"project_id,omitempty"`
+}
+
+// OrgAPIKeyCreateRequest defines model for OrgAPIKeyCreateRequest.
+type OrgAPIKeyCreateRequest struct {
+	KeyName string `json:"key_name"`
+
+	// ProjectID The only project that the key opens.
+	ProjectID *string `json:"project_id,omitempty"`
+}
+
+// OrgAPIKeyCreated defines model for OrgAPIKeyCreated.
+type OrgAPIKeyCreated struct {
+	CreatedAt Timestamp `json:"created_at"`
+	CreatedBy UUID      `json:"created_by"`
+	ID        int64     `json:"id"`
+
+	// Key The secret; it cannot be read again.
+	Key       string      `json:"key"`
+	Name      string      `json:"name"`
+	ProjectID *ResourceID `json:"project_id,omitempty"`
+}
+
+// OrgAPIKeyRevoked defines model for OrgAPIKeyRevoked.
+type OrgAPIKeyRevoked struct {
+	CreatedAt        Timestamp   `json:"created_at"`
+	CreatedBy        UUID        `json:"created_by"`
+	ID               int64       `json:"id"`
+	LastUsedAt       *time.Time  `json:"last_used_at,omitempty"`
+	LastUsedFromAddr string      `json:"last_used_from_addr"`
+	Name             string      `json:"name"`
+	ProjectID        *ResourceID `json:"project_id,omitempty"`
+	Revoked          bool        `json:"revoked"`
+}
+
 // Organization defines model for Organization.
 type Organization struct {
 	AllowHipaaProjects *bool      `json:"allow_hipaa_projects,omitempty"`
@@ -918,6 +1113,12 @@ type Organization struct {
 // OrganizationList defines model for OrganizationList.
 type OrganizationList struct {
 	Organizations []Organization `json:"organizations"`
+}
+
+// OrganizationMembers defines model for OrganizationMembers.
+type OrganizationMembers struct {
+	Members    []MemberWithUser  `json:"members"`
+	Pagination *CursorPagination `json:"pagination,omitempty"`
 }
 
 // Pagination defines model for Pagination.
@@ -1061,6 +1262,11 @@ type ProjectCreated struct {
 	Roles          []Role              `json:"roles"`
 }
 
+// ProjectJWKSList defines model for ProjectJWKSList.
+type ProjectJWKSList struct {
+	Jwks []JWKS `json:"jwks"`
+}
+
 // ProjectList defines model for ProjectList.
 type ProjectList struct {
 	// Applications Always empty here.
@@ -1131,6 +1337,19 @@ type ProjectOwner struct {
 	SubscriptionType string `json:"subscription_type"`
 }
 
+// ProjectPermission defines model for ProjectPermission.
+type ProjectPermission struct {
+	GrantedAt      Timestamp    `json:"granted_at"`
+	GrantedToEmail EmailAddress `json:"granted_to_email"`
+	ID             string       `json:"id"`
+	RevokedAt      *Timestamp   `json:"revoked_at,omitempty"`
+}
+
+// ProjectPermissions defines model for ProjectPermissions.
+type ProjectPermissions struct {
+	ProjectPermissions []ProjectPermission `json:"project_permissions"`
+}
+
 // ProjectQuota Limits for one billing period; 0 means no limit.
 type ProjectQuota struct {
 	ActiveTimeSeconds  *int64 `json:"active_time_seconds,omitempty"`
@@ -1166,6 +1385,26 @@ type ProjectSettings struct {
 
 // ProjectSettingsAuditLogLevel defines model for ProjectSettings.AuditLogLevel.
 type ProjectSettingsAuditLogLevel string
+
+// ProjectTransferRequest defines model for ProjectTransferRequest.
+type ProjectTransferRequest struct {
+	CreatedAt Timestamp  `json:"created_at"`
+	ExpiresAt Timestamp  `json:"expires_at"`
+	ID        UUID       `json:"id"`
+	ProjectID ResourceID `json:"project_id"`
+}
+
+// ProjectTransferRequestAcceptRequest defines model for ProjectTransferRequestAcceptRequest.
+type ProjectTransferRequestAcceptRequest struct {
+	// OrgID The organization that gets the project. Default: the first one of the caller.
+	OrgID *string `json:"org_id,omitempty"`
+}
+
+// ProjectTransferRequestCreateRequest defines model for ProjectTransferRequestCreateRequest.
+type ProjectTransferRequestCreateRequest struct {
+	// TTLSeconds How long it can be accepted. Default: 86400, a day.
+	TTLSeconds *int64 `json:"ttl_seconds,omitempty"`
+}
 
 // ProjectUpdate defines model for ProjectUpdate.
 type ProjectUpdate struct {
@@ -1249,6 +1488,13 @@ type RoleResponse struct {
 	Role Role `json:"role"`
 }
 
+// SharedProjectList defines model for SharedProjectList.
+type SharedProjectList struct {
+	Pagination            *Pagination       `json:"pagination,omitempty"`
+	Projects              []ProjectListItem `json:"projects"`
+	UnavailableProjectIds *[]ResourceID     `json:"unavailable_project_ids,omitempty"`
+}
+
 // SortOrder defines model for SortOrder.
 type SortOrder string
 
@@ -1257,6 +1503,14 @@ type SuspendTimeout = int64
 
 // Timestamp defines model for Timestamp.
 type Timestamp = time.Time
+
+// TransferProjectsRequest defines model for TransferProjectsRequest.
+type TransferProjectsRequest struct {
+	DestinationOrgID ResourceID `json:"destination_org_id"`
+
+	// ProjectIds All of them change their owner, or none.
+	ProjectIds []ResourceID `json:"project_ids"`
+}
 
 // UUID defines model for UUID.
 type UUID = string
@@ -1272,6 +1526,21 @@ type ProjectID = ResourceID
 
 // RoleName defines model for RoleName.
 type RoleName = string
+
+// GetOrganizationMembersParams defines parameters for GetOrganizationMembers.
+type GetOrganizationMembersParams struct {
+	// SortBy What to order by.
+	SortBy *MemberSortField `form:"sort_by,omitempty" json:"sort_by,omitempty"`
+
+	// Cursor Continue after `pagination.next` of an earlier page.
+	Cursor *string `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// SortOrder Which way to order.
+	SortOrder *SortOrder `form:"sort_order,omitempty" json:"sort_order,omitempty"`
+
+	// Limit Size of the page. Default: everything.
+	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
+}
 
 // ListProjectsParams defines parameters for ListProjects.
 type ListProjectsParams struct {
@@ -1292,6 +1561,21 @@ type ListProjectsParams struct {
 
 	// Recoverable List deleted projects that can still be brought back, instead of live ones.
 	Recoverable *bool `form:"recoverable,omitempty" json:"recoverable,omitempty"`
+}
+
+// ListSharedProjectsParams defines parameters for ListSharedProjects.
+type ListSharedProjectsParams struct {
+	// Cursor Continue after this cursor of an earlier page.
+	Cursor *string `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Limit Size of the page.
+	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Search Keep projects whose name or id contains this text.
+	Search *string `form:"search,omitempty" json:"search,omitempty"`
+
+	// Timeout Longest time to look for, in milliseconds.
+	Timeout *int `form:"timeout,omitempty" json:"timeout,omitempty"`
 }
 
 // ListProjectBranchesParams defines parameters for ListProjectBranches.
@@ -1359,6 +1643,15 @@ type GetActiveRegionsParams struct {
 // CreateAPIKeyJSONRequestBody defines body for CreateAPIKey for application/json ContentType.
 type CreateAPIKeyJSONRequestBody = APIKeyCreateRequest
 
+// CreateOrgAPIKeyJSONRequestBody defines body for CreateOrgAPIKey for application/json ContentType.
+type CreateOrgAPIKeyJSONRequestBody = OrgAPIKeyCreateRequest
+
+// UpdateOrganizationMemberJSONRequestBody defines body for UpdateOrganizationMember for application/json ContentType.
+type UpdateOrganizationMemberJSONRequestBody = MemberUpdateRequest
+
+// TransferProjectsFromOrgToOrgJSONRequestBody defines body for TransferProjectsFromOrgToOrg for application/json ContentType.
+type TransferProjectsFromOrgToOrgJSONRequestBody = TransferProjectsRequest
+
 // CreateProjectJSONRequestBody defines body for CreateProject for application/json ContentType.
 type CreateProjectJSONRequestBody = ProjectCreateRequest
 
@@ -1385,6 +1678,21 @@ type CreateProjectEndpointJSONRequestBody = EndpointCreateRequest
 
 // UpdateProjectEndpointJSONRequestBody defines body for UpdateProjectEndpoint for application/json ContentType.
 type UpdateProjectEndpointJSONRequestBody = EndpointUpdateRequest
+
+// AddProjectJWKSJSONRequestBody defines body for AddProjectJWKS for application/json ContentType.
+type AddProjectJWKSJSONRequestBody = AddProjectJWKSRequest
+
+// GrantPermissionToProjectJSONRequestBody defines body for GrantPermissionToProject for application/json ContentType.
+type GrantPermissionToProjectJSONRequestBody = GrantPermissionToProjectRequest
+
+// CreateProjectTransferRequestJSONRequestBody defines body for CreateProjectTransferRequest for application/json ContentType.
+type CreateProjectTransferRequestJSONRequestBody = ProjectTransferRequestCreateRequest
+
+// AcceptProjectTransferRequestJSONRequestBody defines body for AcceptProjectTransferRequest for application/json ContentType.
+type AcceptProjectTransferRequestJSONRequestBody = ProjectTransferRequestAcceptRequest
+
+// TransferProjectsFromUserToOrgJSONRequestBody defines body for TransferProjectsFromUserToOrg for application/json ContentType.
+type TransferProjectsFromUserToOrgJSONRequestBody = TransferProjectsRequest
 
 // RequestEditorFn is the function signature for the RequestEditor callback function
 type RequestEditorFn func(ctx context.Context, req *http.Request) error
@@ -1484,10 +1792,82 @@ type ClientInterface interface {
 	// Corresponds with DELETE /api_keys/{key_id} (the `RevokeAPIKey` operationId).
 	RevokeAPIKey(ctx context.Context, keyID int64, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// GetAuthDetails Show what kind of key this is and whose
+	//
+	// Corresponds with GET /auth (the `GetAuthDetails` operationId).
+	GetAuthDetails(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetOrganization Show one organization
 	//
 	// Corresponds with GET /organizations/{org_id} (the `GetOrganization` operationId).
 	GetOrganization(ctx context.Context, orgID ResourceID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListOrgAPIKeys List the keys of an organization and of its projects, without their secrets
+	//
+	// Corresponds with GET /organizations/{org_id}/api_keys (the `ListOrgAPIKeys` operationId).
+	ListOrgAPIKeys(ctx context.Context, orgID ResourceID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateOrgAPIKeyWithBody Make a key of an organization or of one of its projects; its secret is shown this once
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /organizations/{org_id}/api_keys (the `CreateOrgAPIKey` operationId).
+	CreateOrgAPIKeyWithBody(ctx context.Context, orgID ResourceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateOrgAPIKey Make a key of an organization or of one of its projects; its secret is shown this once
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /organizations/{org_id}/api_keys (the `CreateOrgAPIKey` operationId).
+	CreateOrgAPIKey(ctx context.Context, orgID ResourceID, body CreateOrgAPIKeyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RevokeOrgAPIKey Revoke a key of an organization; it stops working at once
+	//
+	// Corresponds with DELETE /organizations/{org_id}/api_keys/{key_id} (the `RevokeOrgAPIKey` operationId).
+	RevokeOrgAPIKey(ctx context.Context, orgID ResourceID, keyID int64, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetOrganizationMembers List the members of an organization
+	//
+	// Corresponds with GET /organizations/{org_id}/members (the `GetOrganizationMembers` operationId).
+	GetOrganizationMembers(ctx context.Context, orgID ResourceID, params *GetOrganizationMembersParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RemoveOrganizationMember Remove a member; an organization keeps one admin
+	//
+	// Corresponds with DELETE /organizations/{org_id}/members/{member_id} (the `RemoveOrganizationMember` operationId).
+	RemoveOrganizationMember(ctx context.Context, orgID ResourceID, memberID UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetOrganizationMember Show one member
+	//
+	// Corresponds with GET /organizations/{org_id}/members/{member_id} (the `GetOrganizationMember` operationId).
+	GetOrganizationMember(ctx context.Context, orgID ResourceID, memberID UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateOrganizationMemberWithBody Give a member another role; an organization keeps one admin
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PATCH /organizations/{org_id}/members/{member_id} (the `UpdateOrganizationMember` operationId).
+	UpdateOrganizationMemberWithBody(ctx context.Context, orgID ResourceID, memberID UUID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateOrganizationMember Give a member another role; an organization keeps one admin
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PATCH /organizations/{org_id}/members/{member_id} (the `UpdateOrganizationMember` operationId).
+	UpdateOrganizationMember(ctx context.Context, orgID ResourceID, memberID UUID, body UpdateOrganizationMemberJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// TransferProjectsFromOrgToOrgWithBody Give projects of an organization to another one
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /organizations/{source_org_id}/projects/transfer (the `TransferProjectsFromOrgToOrg` operationId).
+	TransferProjectsFromOrgToOrgWithBody(ctx context.Context, sourceOrgID ResourceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// TransferProjectsFromOrgToOrg Give projects of an organization to another one
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /organizations/{source_org_id}/projects/transfer (the `TransferProjectsFromOrgToOrg` operationId).
+	TransferProjectsFromOrgToOrg(ctx context.Context, sourceOrgID ResourceID, body TransferProjectsFromOrgToOrgJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListProjects List the projects that the key can see, ordered by id
 	//
@@ -1507,6 +1887,11 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /projects (the `CreateProject` operationId).
 	CreateProject(ctx context.Context, body CreateProjectJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListSharedProjects List the projects of others that are shared with the user, ordered by id
+	//
+	// Corresponds with GET /projects/shared (the `ListSharedProjects` operationId).
+	ListSharedProjects(ctx context.Context, params *ListSharedProjectsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// DeleteProject Delete a project with everything in it
 	//
@@ -1740,6 +2125,30 @@ type ClientInterface interface {
 	// Corresponds with POST /projects/{project_id}/endpoints/{endpoint_id}/suspend (the `SuspendProjectEndpoint` operationId).
 	SuspendProjectEndpoint(ctx context.Context, projectID ProjectID, endpointID EndpointID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// GetProjectJWKS List where the keys of the project's tokens are published
+	//
+	// Corresponds with GET /projects/{project_id}/jwks (the `GetProjectJWKS` operationId).
+	GetProjectJWKS(ctx context.Context, projectID ProjectID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AddProjectJWKSWithBody Store where the keys of the project's tokens are published
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /projects/{project_id}/jwks (the `AddProjectJWKS` operationId).
+	AddProjectJWKSWithBody(ctx context.Context, projectID ProjectID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AddProjectJWKS Store where the keys of the project's tokens are published
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /projects/{project_id}/jwks (the `AddProjectJWKS` operationId).
+	AddProjectJWKS(ctx context.Context, projectID ProjectID, body AddProjectJWKSJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeleteProjectJWKS Remove what addProjectJWKS stored
+	//
+	// Corresponds with DELETE /projects/{project_id}/jwks/{jwks_id} (the `DeleteProjectJWKS` operationId).
+	DeleteProjectJWKS(ctx context.Context, projectID ProjectID, jwksID string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListProjectOperations List a project's operations, newest first
 	//
 	// Corresponds with GET /projects/{project_id}/operations (the `ListProjectOperations` operationId).
@@ -1749,6 +2158,58 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /projects/{project_id}/operations/{operation_id} (the `GetProjectOperation` operationId).
 	GetProjectOperation(ctx context.Context, projectID ProjectID, operationID UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListProjectPermissions List with whom a project is shared
+	//
+	// Corresponds with GET /projects/{project_id}/permissions (the `ListProjectPermissions` operationId).
+	ListProjectPermissions(ctx context.Context, projectID ProjectID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GrantPermissionToProjectWithBody Share a project with whoever has an e-mail address
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /projects/{project_id}/permissions (the `GrantPermissionToProject` operationId).
+	GrantPermissionToProjectWithBody(ctx context.Context, projectID ProjectID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GrantPermissionToProject Share a project with whoever has an e-mail address
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /projects/{project_id}/permissions (the `GrantPermissionToProject` operationId).
+	GrantPermissionToProject(ctx context.Context, projectID ProjectID, body GrantPermissionToProjectJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RevokePermissionFromProject Stop sharing a project with someone
+	//
+	// Corresponds with DELETE /projects/{project_id}/permissions/{permission_id} (the `RevokePermissionFromProject` operationId).
+	RevokePermissionFromProject(ctx context.Context, projectID ProjectID, permissionID string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateProjectTransferRequestWithBody Offer a project to whoever gets to know the request's id
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /projects/{project_id}/transfer_requests (the `CreateProjectTransferRequest` operationId).
+	CreateProjectTransferRequestWithBody(ctx context.Context, projectID ProjectID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateProjectTransferRequest Offer a project to whoever gets to know the request's id
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /projects/{project_id}/transfer_requests (the `CreateProjectTransferRequest` operationId).
+	CreateProjectTransferRequest(ctx context.Context, projectID ProjectID, body CreateProjectTransferRequestJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AcceptProjectTransferRequestWithBody Take an offered project over
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PUT /projects/{project_id}/transfer_requests/{request_id} (the `AcceptProjectTransferRequest` operationId).
+	AcceptProjectTransferRequestWithBody(ctx context.Context, projectID ProjectID, requestID ResourceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AcceptProjectTransferRequest Take an offered project over
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /projects/{project_id}/transfer_requests/{request_id} (the `AcceptProjectTransferRequest` operationId).
+	AcceptProjectTransferRequest(ctx context.Context, projectID ProjectID, requestID ResourceID, body AcceptProjectTransferRequestJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetActiveRegions List the regions
 	//
@@ -1764,6 +2225,20 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /users/me/organizations (the `GetCurrentUserOrganizations` operationId).
 	GetCurrentUserOrganizations(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// TransferProjectsFromUserToOrgWithBody Give projects of the user's organizations to another organization
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /users/me/projects/transfer (the `TransferProjectsFromUserToOrg` operationId).
+	TransferProjectsFromUserToOrgWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// TransferProjectsFromUserToOrg Give projects of the user's organizations to another organization
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /users/me/projects/transfer (the `TransferProjectsFromUserToOrg` operationId).
+	TransferProjectsFromUserToOrg(ctx context.Context, body TransferProjectsFromUserToOrgJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 }
 
 // ListAPIKeys List the caller's keys, without their secrets
@@ -1830,11 +2305,203 @@ func (c *Client) RevokeAPIKey(ctx context.Context, keyID int64, reqEditors ...Re
 	return c.Client.Do(req)
 }
 
+// GetAuthDetails Show what kind of key this is and whose
+//
+// Corresponds with GET /auth (the `GetAuthDetails` operationId).
+func (c *Client) GetAuthDetails(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetAuthDetailsRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // GetOrganization Show one organization
 //
 // Corresponds with GET /organizations/{org_id} (the `GetOrganization` operationId).
 func (c *Client) GetOrganization(ctx context.Context, orgID ResourceID, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetOrganizationRequest(c.Server, orgID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListOrgAPIKeys List the keys of an organization and of its projects, without their secrets
+//
+// Corresponds with GET /organizations/{org_id}/api_keys (the `ListOrgAPIKeys` operationId).
+func (c *Client) ListOrgAPIKeys(ctx context.Context, orgID ResourceID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListOrgAPIKeysRequest(c.Server, orgID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateOrgAPIKeyWithBody Make a key of an organization or of one of its projects; its secret is shown this once
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /organizations/{org_id}/api_keys (the `CreateOrgAPIKey` operationId).
+func (c *Client) CreateOrgAPIKeyWithBody(ctx context.Context, orgID ResourceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateOrgAPIKeyRequestWithBody(c.Server, orgID, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateOrgAPIKey Make a key of an organization or of one of its projects; its secret is shown this once
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /organizations/{org_id}/api_keys (the `CreateOrgAPIKey` operationId).
+func (c *Client) CreateOrgAPIKey(ctx context.Context, orgID ResourceID, body CreateOrgAPIKeyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateOrgAPIKeyRequest(c.Server, orgID, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RevokeOrgAPIKey Revoke a key of an organization; it stops working at once
+//
+// Corresponds with DELETE /organizations/{org_id}/api_keys/{key_id} (the `RevokeOrgAPIKey` operationId).
+func (c *Client) RevokeOrgAPIKey(ctx context.Context, orgID ResourceID, keyID int64, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRevokeOrgAPIKeyRequest(c.Server, orgID, keyID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetOrganizationMembers List the members of an organization
+//
+// Corresponds with GET /organizations/{org_id}/members (the `GetOrganizationMembers` operationId).
+func (c *Client) GetOrganizationMembers(ctx context.Context, orgID ResourceID, params *GetOrganizationMembersParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetOrganizationMembersRequest(c.Server, orgID, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RemoveOrganizationMember Remove a member; an organization keeps one admin
+//
+// Corresponds with DELETE /organizations/{org_id}/members/{member_id} (the `RemoveOrganizationMember` operationId).
+func (c *Client) RemoveOrganizationMember(ctx context.Context, orgID ResourceID, memberID UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRemoveOrganizationMemberRequest(c.Server, orgID, memberID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetOrganizationMember Show one member
+//
+// Corresponds with GET /organizations/{org_id}/members/{member_id} (the `GetOrganizationMember` operationId).
+func (c *Client) GetOrganizationMember(ctx context.Context, orgID ResourceID, memberID UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetOrganizationMemberRequest(c.Server, orgID, memberID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdateOrganizationMemberWithBody Give a member another role; an organization keeps one admin
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PATCH /organizations/{org_id}/members/{member_id} (the `UpdateOrganizationMember` operationId).
+func (c *Client) UpdateOrganizationMemberWithBody(ctx context.Context, orgID ResourceID, memberID UUID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateOrganizationMemberRequestWithBody(c.Server, orgID, memberID, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdateOrganizationMember Give a member another role; an organization keeps one admin
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PATCH /organizations/{org_id}/members/{member_id} (the `UpdateOrganizationMember` operationId).
+func (c *Client) UpdateOrganizationMember(ctx context.Context, orgID ResourceID, memberID UUID, body UpdateOrganizationMemberJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateOrganizationMemberRequest(c.Server, orgID, memberID, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// TransferProjectsFromOrgToOrgWithBody Give projects of an organization to another one
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /organizations/{source_org_id}/projects/transfer (the `TransferProjectsFromOrgToOrg` operationId).
+func (c *Client) TransferProjectsFromOrgToOrgWithBody(ctx context.Context, sourceOrgID ResourceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewTransferProjectsFromOrgToOrgRequestWithBody(c.Server, sourceOrgID, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// TransferProjectsFromOrgToOrg Give projects of an organization to another one
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /organizations/{source_org_id}/projects/transfer (the `TransferProjectsFromOrgToOrg` operationId).
+func (c *Client) TransferProjectsFromOrgToOrg(ctx context.Context, sourceOrgID ResourceID, body TransferProjectsFromOrgToOrgJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewTransferProjectsFromOrgToOrgRequest(c.Server, sourceOrgID, body)
 	if err != nil {
 		return nil, err
 	}
@@ -1884,6 +2551,21 @@ func (c *Client) CreateProjectWithBody(ctx context.Context, contentType string, 
 // Corresponds with POST /projects (the `CreateProject` operationId).
 func (c *Client) CreateProject(ctx context.Context, body CreateProjectJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewCreateProjectRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListSharedProjects List the projects of others that are shared with the user, ordered by id
+//
+// Corresponds with GET /projects/shared (the `ListSharedProjects` operationId).
+func (c *Client) ListSharedProjects(ctx context.Context, params *ListSharedProjectsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListSharedProjectsRequest(c.Server, params)
 	if err != nil {
 		return nil, err
 	}
@@ -2526,6 +3208,70 @@ func (c *Client) SuspendProjectEndpoint(ctx context.Context, projectID ProjectID
 	return c.Client.Do(req)
 }
 
+// GetProjectJWKS List where the keys of the project's tokens are published
+//
+// Corresponds with GET /projects/{project_id}/jwks (the `GetProjectJWKS` operationId).
+func (c *Client) GetProjectJWKS(ctx context.Context, projectID ProjectID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetProjectJWKSRequest(c.Server, projectID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AddProjectJWKSWithBody Store where the keys of the project's tokens are published
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /projects/{project_id}/jwks (the `AddProjectJWKS` operationId).
+func (c *Client) AddProjectJWKSWithBody(ctx context.Context, projectID ProjectID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAddProjectJWKSRequestWithBody(c.Server, projectID, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AddProjectJWKS Store where the keys of the project's tokens are published
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /projects/{project_id}/jwks (the `AddProjectJWKS` operationId).
+func (c *Client) AddProjectJWKS(ctx context.Context, projectID ProjectID, body AddProjectJWKSJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAddProjectJWKSRequest(c.Server, projectID, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeleteProjectJWKS Remove what addProjectJWKS stored
+//
+// Corresponds with DELETE /projects/{project_id}/jwks/{jwks_id} (the `DeleteProjectJWKS` operationId).
+func (c *Client) DeleteProjectJWKS(ctx context.Context, projectID ProjectID, jwksID string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteProjectJWKSRequest(c.Server, projectID, jwksID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ListProjectOperations List a project's operations, newest first
 //
 // Corresponds with GET /projects/{project_id}/operations (the `ListProjectOperations` operationId).
@@ -2546,6 +3292,138 @@ func (c *Client) ListProjectOperations(ctx context.Context, projectID ProjectID,
 // Corresponds with GET /projects/{project_id}/operations/{operation_id} (the `GetProjectOperation` operationId).
 func (c *Client) GetProjectOperation(ctx context.Context, projectID ProjectID, operationID UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetProjectOperationRequest(c.Server, projectID, operationID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListProjectPermissions List with whom a project is shared
+//
+// Corresponds with GET /projects/{project_id}/permissions (the `ListProjectPermissions` operationId).
+func (c *Client) ListProjectPermissions(ctx context.Context, projectID ProjectID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListProjectPermissionsRequest(c.Server, projectID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GrantPermissionToProjectWithBody Share a project with whoever has an e-mail address
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /projects/{project_id}/permissions (the `GrantPermissionToProject` operationId).
+func (c *Client) GrantPermissionToProjectWithBody(ctx context.Context, projectID ProjectID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGrantPermissionToProjectRequestWithBody(c.Server, projectID, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GrantPermissionToProject Share a project with whoever has an e-mail address
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /projects/{project_id}/permissions (the `GrantPermissionToProject` operationId).
+func (c *Client) GrantPermissionToProject(ctx context.Context, projectID ProjectID, body GrantPermissionToProjectJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGrantPermissionToProjectRequest(c.Server, projectID, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RevokePermissionFromProject Stop sharing a project with someone
+//
+// Corresponds with DELETE /projects/{project_id}/permissions/{permission_id} (the `RevokePermissionFromProject` operationId).
+func (c *Client) RevokePermissionFromProject(ctx context.Context, projectID ProjectID, permissionID string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRevokePermissionFromProjectRequest(c.Server, projectID, permissionID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateProjectTransferRequestWithBody Offer a project to whoever gets to know the request's id
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /projects/{project_id}/transfer_requests (the `CreateProjectTransferRequest` operationId).
+func (c *Client) CreateProjectTransferRequestWithBody(ctx context.Context, projectID ProjectID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateProjectTransferRequestRequestWithBody(c.Server, projectID, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateProjectTransferRequest Offer a project to whoever gets to know the request's id
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /projects/{project_id}/transfer_requests (the `CreateProjectTransferRequest` operationId).
+func (c *Client) CreateProjectTransferRequest(ctx context.Context, projectID ProjectID, body CreateProjectTransferRequestJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateProjectTransferRequestRequest(c.Server, projectID, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AcceptProjectTransferRequestWithBody Take an offered project over
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PUT /projects/{project_id}/transfer_requests/{request_id} (the `AcceptProjectTransferRequest` operationId).
+func (c *Client) AcceptProjectTransferRequestWithBody(ctx context.Context, projectID ProjectID, requestID ResourceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAcceptProjectTransferRequestRequestWithBody(c.Server, projectID, requestID, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AcceptProjectTransferRequest Take an offered project over
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /projects/{project_id}/transfer_requests/{request_id} (the `AcceptProjectTransferRequest` operationId).
+func (c *Client) AcceptProjectTransferRequest(ctx context.Context, projectID ProjectID, requestID ResourceID, body AcceptProjectTransferRequestJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAcceptProjectTransferRequestRequest(c.Server, projectID, requestID, body)
 	if err != nil {
 		return nil, err
 	}
@@ -2591,6 +3469,40 @@ func (c *Client) GetCurrentUserInfo(ctx context.Context, reqEditors ...RequestEd
 // Corresponds with GET /users/me/organizations (the `GetCurrentUserOrganizations` operationId).
 func (c *Client) GetCurrentUserOrganizations(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetCurrentUserOrganizationsRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// TransferProjectsFromUserToOrgWithBody Give projects of the user's organizations to another organization
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /users/me/projects/transfer (the `TransferProjectsFromUserToOrg` operationId).
+func (c *Client) TransferProjectsFromUserToOrgWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewTransferProjectsFromUserToOrgRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// TransferProjectsFromUserToOrg Give projects of the user's organizations to another organization
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /users/me/projects/transfer (the `TransferProjectsFromUserToOrg` operationId).
+func (c *Client) TransferProjectsFromUserToOrg(ctx context.Context, body TransferProjectsFromUserToOrgJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewTransferProjectsFromUserToOrgRequest(c.Server, body)
 	if err != nil {
 		return nil, err
 	}
@@ -2702,6 +3614,33 @@ func NewRevokeAPIKeyRequest(server string, keyID int64) (*http.Request, error) {
 	return req, nil
 }
 
+// NewGetAuthDetailsRequest constructs an http.Request for the GetAuthDetails method
+func NewGetAuthDetailsRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/auth")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewGetOrganizationRequest constructs an http.Request for the GetOrganization method
 func NewGetOrganizationRequest(server string, orgID ResourceID) (*http.Request, error) {
 	var err error
@@ -2732,6 +3671,408 @@ func NewGetOrganizationRequest(server string, orgID ResourceID) (*http.Request, 
 	if err != nil {
 		return nil, err
 	}
+
+	return req, nil
+}
+
+// NewListOrgAPIKeysRequest constructs an http.Request for the ListOrgAPIKeys method
+func NewListOrgAPIKeysRequest(server string, orgID ResourceID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "org_id", orgID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/organizations/%s/api_keys", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCreateOrgAPIKeyRequest calls the generic CreateOrgAPIKey builder with application/json body
+func NewCreateOrgAPIKeyRequest(server string, orgID ResourceID, body CreateOrgAPIKeyJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCreateOrgAPIKeyRequestWithBody(server, orgID, "application/json", bodyReader)
+}
+
+// NewCreateOrgAPIKeyRequestWithBody constructs an http.Request for the CreateOrgAPIKey method, with any body, and a specified content type
+func NewCreateOrgAPIKeyRequestWithBody(server string, orgID ResourceID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "org_id", orgID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/organizations/%s/api_keys", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewRevokeOrgAPIKeyRequest constructs an http.Request for the RevokeOrgAPIKey method
+func NewRevokeOrgAPIKeyRequest(server string, orgID ResourceID, keyID int64) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "org_id", orgID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "key_id", keyID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "integer", Format: "int64"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/organizations/%s/api_keys/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetOrganizationMembersRequest constructs an http.Request for the GetOrganizationMembers method
+func NewGetOrganizationMembersRequest(server string, orgID ResourceID, params *GetOrganizationMembersParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "org_id", orgID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/organizations/%s/members", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.SortBy != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "sort_by", *params.SortBy, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.SortOrder != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "sort_order", *params.SortOrder, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewRemoveOrganizationMemberRequest constructs an http.Request for the RemoveOrganizationMember method
+func NewRemoveOrganizationMemberRequest(server string, orgID ResourceID, memberID UUID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "org_id", orgID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "member_id", memberID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/organizations/%s/members/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetOrganizationMemberRequest constructs an http.Request for the GetOrganizationMember method
+func NewGetOrganizationMemberRequest(server string, orgID ResourceID, memberID UUID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "org_id", orgID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "member_id", memberID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/organizations/%s/members/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewUpdateOrganizationMemberRequest calls the generic UpdateOrganizationMember builder with application/json body
+func NewUpdateOrganizationMemberRequest(server string, orgID ResourceID, memberID UUID, body UpdateOrganizationMemberJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewUpdateOrganizationMemberRequestWithBody(server, orgID, memberID, "application/json", bodyReader)
+}
+
+// NewUpdateOrganizationMemberRequestWithBody constructs an http.Request for the UpdateOrganizationMember method, with any body, and a specified content type
+func NewUpdateOrganizationMemberRequestWithBody(server string, orgID ResourceID, memberID UUID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "org_id", orgID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "member_id", memberID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/organizations/%s/members/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPatch, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewTransferProjectsFromOrgToOrgRequest calls the generic TransferProjectsFromOrgToOrg builder with application/json body
+func NewTransferProjectsFromOrgToOrgRequest(server string, sourceOrgID ResourceID, body TransferProjectsFromOrgToOrgJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewTransferProjectsFromOrgToOrgRequestWithBody(server, sourceOrgID, "application/json", bodyReader)
+}
+
+// NewTransferProjectsFromOrgToOrgRequestWithBody constructs an http.Request for the TransferProjectsFromOrgToOrg method, with any body, and a specified content type
+func NewTransferProjectsFromOrgToOrgRequestWithBody(server string, sourceOrgID ResourceID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "source_org_id", sourceOrgID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/organizations/%s/projects/transfer", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
 
 	return req, nil
 }
@@ -2886,6 +4227,96 @@ func NewCreateProjectRequestWithBody(server string, contentType string, body io.
 	}
 
 	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewListSharedProjectsRequest constructs an http.Request for the ListSharedProjects method
+func NewListSharedProjectsRequest(server string, params *ListSharedProjectsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/projects/shared")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Search != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "search", *params.Search, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Timeout != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "timeout", *params.Timeout, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
 
 	return req, nil
 }
@@ -4493,6 +5924,128 @@ func NewSuspendProjectEndpointRequest(server string, projectID ProjectID, endpoi
 	return req, nil
 }
 
+// NewGetProjectJWKSRequest constructs an http.Request for the GetProjectJWKS method
+func NewGetProjectJWKSRequest(server string, projectID ProjectID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "project_id", projectID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/projects/%s/jwks", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewAddProjectJWKSRequest calls the generic AddProjectJWKS builder with application/json body
+func NewAddProjectJWKSRequest(server string, projectID ProjectID, body AddProjectJWKSJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewAddProjectJWKSRequestWithBody(server, projectID, "application/json", bodyReader)
+}
+
+// NewAddProjectJWKSRequestWithBody constructs an http.Request for the AddProjectJWKS method, with any body, and a specified content type
+func NewAddProjectJWKSRequestWithBody(server string, projectID ProjectID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "project_id", projectID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/projects/%s/jwks", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewDeleteProjectJWKSRequest constructs an http.Request for the DeleteProjectJWKS method
+func NewDeleteProjectJWKSRequest(server string, projectID ProjectID, jwksID string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "project_id", projectID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "jwks_id", jwksID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/projects/%s/jwks/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewListProjectOperationsRequest constructs an http.Request for the ListProjectOperations method
 func NewListProjectOperationsRequest(server string, projectID ProjectID, params *ListProjectOperationsParams) (*http.Request, error) {
 	var err error
@@ -4607,6 +6160,229 @@ func NewGetProjectOperationRequest(server string, projectID ProjectID, operation
 	return req, nil
 }
 
+// NewListProjectPermissionsRequest constructs an http.Request for the ListProjectPermissions method
+func NewListProjectPermissionsRequest(server string, projectID ProjectID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "project_id", projectID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/projects/%s/permissions", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGrantPermissionToProjectRequest calls the generic GrantPermissionToProject builder with application/json body
+func NewGrantPermissionToProjectRequest(server string, projectID ProjectID, body GrantPermissionToProjectJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewGrantPermissionToProjectRequestWithBody(server, projectID, "application/json", bodyReader)
+}
+
+// NewGrantPermissionToProjectRequestWithBody constructs an http.Request for the GrantPermissionToProject method, with any body, and a specified content type
+func NewGrantPermissionToProjectRequestWithBody(server string, projectID ProjectID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "project_id", projectID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/projects/%s/permissions", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewRevokePermissionFromProjectRequest constructs an http.Request for the RevokePermissionFromProject method
+func NewRevokePermissionFromProjectRequest(server string, projectID ProjectID, permissionID string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "project_id", projectID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "permission_id", permissionID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/projects/%s/permissions/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCreateProjectTransferRequestRequest calls the generic CreateProjectTransferRequest builder with application/json body
+func NewCreateProjectTransferRequestRequest(server string, projectID ProjectID, body CreateProjectTransferRequestJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCreateProjectTransferRequestRequestWithBody(server, projectID, "application/json", bodyReader)
+}
+
+// NewCreateProjectTransferRequestRequestWithBody constructs an http.Request for the CreateProjectTransferRequest method, with any body, and a specified content type
+func NewCreateProjectTransferRequestRequestWithBody(server string, projectID ProjectID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "project_id", projectID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/projects/%s/transfer_requests", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewAcceptProjectTransferRequestRequest calls the generic AcceptProjectTransferRequest builder with application/json body
+func NewAcceptProjectTransferRequestRequest(server string, projectID ProjectID, requestID ResourceID, body AcceptProjectTransferRequestJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewAcceptProjectTransferRequestRequestWithBody(server, projectID, requestID, "application/json", bodyReader)
+}
+
+// NewAcceptProjectTransferRequestRequestWithBody constructs an http.Request for the AcceptProjectTransferRequest method, with any body, and a specified content type
+func NewAcceptProjectTransferRequestRequestWithBody(server string, projectID ProjectID, requestID ResourceID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "project_id", projectID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "request_id", requestID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/projects/%s/transfer_requests/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewGetActiveRegionsRequest constructs an http.Request for the GetActiveRegions method
 func NewGetActiveRegionsRequest(server string, params *GetActiveRegionsParams) (*http.Request, error) {
 	var err error
@@ -4715,6 +6491,46 @@ func NewGetCurrentUserOrganizationsRequest(server string) (*http.Request, error)
 	return req, nil
 }
 
+// NewTransferProjectsFromUserToOrgRequest calls the generic TransferProjectsFromUserToOrg builder with application/json body
+func NewTransferProjectsFromUserToOrgRequest(server string, body TransferProjectsFromUserToOrgJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewTransferProjectsFromUserToOrgRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewTransferProjectsFromUserToOrgRequestWithBody constructs an http.Request for the TransferProjectsFromUserToOrg method, with any body, and a specified content type
+func NewTransferProjectsFromUserToOrgRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/users/me/projects/transfer")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 func (c *Client) applyEditors(ctx context.Context, req *http.Request, additionalEditors []RequestEditorFn) error {
 	for _, r := range c.RequestEditors {
 		if err := r(ctx, req); err != nil {
@@ -4787,12 +6603,96 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with DELETE /api_keys/{key_id} (the `RevokeAPIKey` operationId).
 	RevokeAPIKeyWithResponse(ctx context.Context, keyID int64, reqEditors ...RequestEditorFn) (*RevokeAPIKeyResp, error)
 
+	// GetAuthDetailsWithResponse Show what kind of key this is and whose
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /auth (the `GetAuthDetails` operationId).
+	GetAuthDetailsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetAuthDetailsResp, error)
+
 	// GetOrganizationWithResponse Show one organization
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /organizations/{org_id} (the `GetOrganization` operationId).
 	GetOrganizationWithResponse(ctx context.Context, orgID ResourceID, reqEditors ...RequestEditorFn) (*GetOrganizationResp, error)
+
+	// ListOrgAPIKeysWithResponse List the keys of an organization and of its projects, without their secrets
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /organizations/{org_id}/api_keys (the `ListOrgAPIKeys` operationId).
+	ListOrgAPIKeysWithResponse(ctx context.Context, orgID ResourceID, reqEditors ...RequestEditorFn) (*ListOrgAPIKeysResp, error)
+
+	// CreateOrgAPIKeyWithBodyWithResponse Make a key of an organization or of one of its projects; its secret is shown this once
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /organizations/{org_id}/api_keys (the `CreateOrgAPIKey` operationId).
+	CreateOrgAPIKeyWithBodyWithResponse(ctx context.Context, orgID ResourceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateOrgAPIKeyResp, error)
+
+	// CreateOrgAPIKeyWithResponse Make a key of an organization or of one of its projects; its secret is shown this once
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /organizations/{org_id}/api_keys (the `CreateOrgAPIKey` operationId).
+	CreateOrgAPIKeyWithResponse(ctx context.Context, orgID ResourceID, body CreateOrgAPIKeyJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateOrgAPIKeyResp, error)
+
+	// RevokeOrgAPIKeyWithResponse Revoke a key of an organization; it stops working at once
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /organizations/{org_id}/api_keys/{key_id} (the `RevokeOrgAPIKey` operationId).
+	RevokeOrgAPIKeyWithResponse(ctx context.Context, orgID ResourceID, keyID int64, reqEditors ...RequestEditorFn) (*RevokeOrgAPIKeyResp, error)
+
+	// GetOrganizationMembersWithResponse List the members of an organization
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /organizations/{org_id}/members (the `GetOrganizationMembers` operationId).
+	GetOrganizationMembersWithResponse(ctx context.Context, orgID ResourceID, params *GetOrganizationMembersParams, reqEditors ...RequestEditorFn) (*GetOrganizationMembersResp, error)
+
+	// RemoveOrganizationMemberWithResponse Remove a member; an organization keeps one admin
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /organizations/{org_id}/members/{member_id} (the `RemoveOrganizationMember` operationId).
+	RemoveOrganizationMemberWithResponse(ctx context.Context, orgID ResourceID, memberID UUID, reqEditors ...RequestEditorFn) (*RemoveOrganizationMemberResp, error)
+
+	// GetOrganizationMemberWithResponse Show one member
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /organizations/{org_id}/members/{member_id} (the `GetOrganizationMember` operationId).
+	GetOrganizationMemberWithResponse(ctx context.Context, orgID ResourceID, memberID UUID, reqEditors ...RequestEditorFn) (*GetOrganizationMemberResp, error)
+
+	// UpdateOrganizationMemberWithBodyWithResponse Give a member another role; an organization keeps one admin
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /organizations/{org_id}/members/{member_id} (the `UpdateOrganizationMember` operationId).
+	UpdateOrganizationMemberWithBodyWithResponse(ctx context.Context, orgID ResourceID, memberID UUID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateOrganizationMemberResp, error)
+
+	// UpdateOrganizationMemberWithResponse Give a member another role; an organization keeps one admin
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /organizations/{org_id}/members/{member_id} (the `UpdateOrganizationMember` operationId).
+	UpdateOrganizationMemberWithResponse(ctx context.Context, orgID ResourceID, memberID UUID, body UpdateOrganizationMemberJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateOrganizationMemberResp, error)
+
+	// TransferProjectsFromOrgToOrgWithBodyWithResponse Give projects of an organization to another one
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /organizations/{source_org_id}/projects/transfer (the `TransferProjectsFromOrgToOrg` operationId).
+	TransferProjectsFromOrgToOrgWithBodyWithResponse(ctx context.Context, sourceOrgID ResourceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*TransferProjectsFromOrgToOrgResp, error)
+
+	// TransferProjectsFromOrgToOrgWithResponse Give projects of an organization to another one
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /organizations/{source_org_id}/projects/transfer (the `TransferProjectsFromOrgToOrg` operationId).
+	TransferProjectsFromOrgToOrgWithResponse(ctx context.Context, sourceOrgID ResourceID, body TransferProjectsFromOrgToOrgJSONRequestBody, reqEditors ...RequestEditorFn) (*TransferProjectsFromOrgToOrgResp, error)
 
 	// ListProjectsWithResponse List the projects that the key can see, ordered by id
 	//
@@ -4814,6 +6714,13 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /projects (the `CreateProject` operationId).
 	CreateProjectWithResponse(ctx context.Context, body CreateProjectJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateProjectResp, error)
+
+	// ListSharedProjectsWithResponse List the projects of others that are shared with the user, ordered by id
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /projects/shared (the `ListSharedProjects` operationId).
+	ListSharedProjectsWithResponse(ctx context.Context, params *ListSharedProjectsParams, reqEditors ...RequestEditorFn) (*ListSharedProjectsResp, error)
 
 	// DeleteProjectWithResponse Delete a project with everything in it
 	//
@@ -5095,6 +7002,34 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /projects/{project_id}/endpoints/{endpoint_id}/suspend (the `SuspendProjectEndpoint` operationId).
 	SuspendProjectEndpointWithResponse(ctx context.Context, projectID ProjectID, endpointID EndpointID, reqEditors ...RequestEditorFn) (*SuspendProjectEndpointResp, error)
 
+	// GetProjectJWKSWithResponse List where the keys of the project's tokens are published
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /projects/{project_id}/jwks (the `GetProjectJWKS` operationId).
+	GetProjectJWKSWithResponse(ctx context.Context, projectID ProjectID, reqEditors ...RequestEditorFn) (*GetProjectJWKSResp, error)
+
+	// AddProjectJWKSWithBodyWithResponse Store where the keys of the project's tokens are published
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /projects/{project_id}/jwks (the `AddProjectJWKS` operationId).
+	AddProjectJWKSWithBodyWithResponse(ctx context.Context, projectID ProjectID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AddProjectJWKSResp, error)
+
+	// AddProjectJWKSWithResponse Store where the keys of the project's tokens are published
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /projects/{project_id}/jwks (the `AddProjectJWKS` operationId).
+	AddProjectJWKSWithResponse(ctx context.Context, projectID ProjectID, body AddProjectJWKSJSONRequestBody, reqEditors ...RequestEditorFn) (*AddProjectJWKSResp, error)
+
+	// DeleteProjectJWKSWithResponse Remove what addProjectJWKS stored
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /projects/{project_id}/jwks/{jwks_id} (the `DeleteProjectJWKS` operationId).
+	DeleteProjectJWKSWithResponse(ctx context.Context, projectID ProjectID, jwksID string, reqEditors ...RequestEditorFn) (*DeleteProjectJWKSResp, error)
+
 	// ListProjectOperationsWithResponse List a project's operations, newest first
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -5108,6 +7043,62 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /projects/{project_id}/operations/{operation_id} (the `GetProjectOperation` operationId).
 	GetProjectOperationWithResponse(ctx context.Context, projectID ProjectID, operationID UUID, reqEditors ...RequestEditorFn) (*GetProjectOperationResp, error)
+
+	// ListProjectPermissionsWithResponse List with whom a project is shared
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /projects/{project_id}/permissions (the `ListProjectPermissions` operationId).
+	ListProjectPermissionsWithResponse(ctx context.Context, projectID ProjectID, reqEditors ...RequestEditorFn) (*ListProjectPermissionsResp, error)
+
+	// GrantPermissionToProjectWithBodyWithResponse Share a project with whoever has an e-mail address
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /projects/{project_id}/permissions (the `GrantPermissionToProject` operationId).
+	GrantPermissionToProjectWithBodyWithResponse(ctx context.Context, projectID ProjectID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*GrantPermissionToProjectResp, error)
+
+	// GrantPermissionToProjectWithResponse Share a project with whoever has an e-mail address
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /projects/{project_id}/permissions (the `GrantPermissionToProject` operationId).
+	GrantPermissionToProjectWithResponse(ctx context.Context, projectID ProjectID, body GrantPermissionToProjectJSONRequestBody, reqEditors ...RequestEditorFn) (*GrantPermissionToProjectResp, error)
+
+	// RevokePermissionFromProjectWithResponse Stop sharing a project with someone
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /projects/{project_id}/permissions/{permission_id} (the `RevokePermissionFromProject` operationId).
+	RevokePermissionFromProjectWithResponse(ctx context.Context, projectID ProjectID, permissionID string, reqEditors ...RequestEditorFn) (*RevokePermissionFromProjectResp, error)
+
+	// CreateProjectTransferRequestWithBodyWithResponse Offer a project to whoever gets to know the request's id
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /projects/{project_id}/transfer_requests (the `CreateProjectTransferRequest` operationId).
+	CreateProjectTransferRequestWithBodyWithResponse(ctx context.Context, projectID ProjectID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateProjectTransferRequestResp, error)
+
+	// CreateProjectTransferRequestWithResponse Offer a project to whoever gets to know the request's id
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /projects/{project_id}/transfer_requests (the `CreateProjectTransferRequest` operationId).
+	CreateProjectTransferRequestWithResponse(ctx context.Context, projectID ProjectID, body CreateProjectTransferRequestJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateProjectTransferRequestResp, error)
+
+	// AcceptProjectTransferRequestWithBodyWithResponse Take an offered project over
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /projects/{project_id}/transfer_requests/{request_id} (the `AcceptProjectTransferRequest` operationId).
+	AcceptProjectTransferRequestWithBodyWithResponse(ctx context.Context, projectID ProjectID, requestID ResourceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AcceptProjectTransferRequestResp, error)
+
+	// AcceptProjectTransferRequestWithResponse Take an offered project over
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /projects/{project_id}/transfer_requests/{request_id} (the `AcceptProjectTransferRequest` operationId).
+	AcceptProjectTransferRequestWithResponse(ctx context.Context, projectID ProjectID, requestID ResourceID, body AcceptProjectTransferRequestJSONRequestBody, reqEditors ...RequestEditorFn) (*AcceptProjectTransferRequestResp, error)
 
 	// GetActiveRegionsWithResponse List the regions
 	//
@@ -5129,6 +7120,20 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /users/me/organizations (the `GetCurrentUserOrganizations` operationId).
 	GetCurrentUserOrganizationsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetCurrentUserOrganizationsResp, error)
+
+	// TransferProjectsFromUserToOrgWithBodyWithResponse Give projects of the user's organizations to another organization
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /users/me/projects/transfer (the `TransferProjectsFromUserToOrg` operationId).
+	TransferProjectsFromUserToOrgWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*TransferProjectsFromUserToOrgResp, error)
+
+	// TransferProjectsFromUserToOrgWithResponse Give projects of the user's organizations to another organization
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /users/me/projects/transfer (the `TransferProjectsFromUserToOrg` operationId).
+	TransferProjectsFromUserToOrgWithResponse(ctx context.Context, body TransferProjectsFromUserToOrgJSONRequestBody, reqEditors ...RequestEditorFn) (*TransferProjectsFromUserToOrgResp, error)
 }
 
 type ListAPIKeysResp struct {
@@ -5275,6 +7280,54 @@ func (r RevokeAPIKeyResp) ContentType() string {
 	return ""
 }
 
+type GetAuthDetailsResp struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *AuthDetails
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetAuthDetailsResp) GetJSON200() *AuthDetails {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r GetAuthDetailsResp) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetAuthDetailsResp) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetAuthDetailsResp) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetAuthDetailsResp) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetAuthDetailsResp) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type GetOrganizationResp struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -5317,6 +7370,390 @@ func (r GetOrganizationResp) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r GetOrganizationResp) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListOrgAPIKeysResp struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *[]OrgAPIKey
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListOrgAPIKeysResp) GetJSON200() *[]OrgAPIKey {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r ListOrgAPIKeysResp) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListOrgAPIKeysResp) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListOrgAPIKeysResp) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListOrgAPIKeysResp) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListOrgAPIKeysResp) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type CreateOrgAPIKeyResp struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *OrgAPIKeyCreated
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r CreateOrgAPIKeyResp) GetJSON200() *OrgAPIKeyCreated {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r CreateOrgAPIKeyResp) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CreateOrgAPIKeyResp) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateOrgAPIKeyResp) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateOrgAPIKeyResp) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CreateOrgAPIKeyResp) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type RevokeOrgAPIKeyResp struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *OrgAPIKeyRevoked
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RevokeOrgAPIKeyResp) GetJSON200() *OrgAPIKeyRevoked {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r RevokeOrgAPIKeyResp) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RevokeOrgAPIKeyResp) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RevokeOrgAPIKeyResp) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RevokeOrgAPIKeyResp) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RevokeOrgAPIKeyResp) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetOrganizationMembersResp struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *OrganizationMembers
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetOrganizationMembersResp) GetJSON200() *OrganizationMembers {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r GetOrganizationMembersResp) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetOrganizationMembersResp) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetOrganizationMembersResp) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetOrganizationMembersResp) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetOrganizationMembersResp) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type RemoveOrganizationMemberResp struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *EmptyObject
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RemoveOrganizationMemberResp) GetJSON200() *EmptyObject {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r RemoveOrganizationMemberResp) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RemoveOrganizationMemberResp) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RemoveOrganizationMemberResp) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RemoveOrganizationMemberResp) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RemoveOrganizationMemberResp) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetOrganizationMemberResp struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Member
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetOrganizationMemberResp) GetJSON200() *Member {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r GetOrganizationMemberResp) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetOrganizationMemberResp) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetOrganizationMemberResp) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetOrganizationMemberResp) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetOrganizationMemberResp) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type UpdateOrganizationMemberResp struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Member
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r UpdateOrganizationMemberResp) GetJSON200() *Member {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r UpdateOrganizationMemberResp) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r UpdateOrganizationMemberResp) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r UpdateOrganizationMemberResp) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r UpdateOrganizationMemberResp) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r UpdateOrganizationMemberResp) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type TransferProjectsFromOrgToOrgResp struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *EmptyObject
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r TransferProjectsFromOrgToOrgResp) GetJSON200() *EmptyObject {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r TransferProjectsFromOrgToOrgResp) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r TransferProjectsFromOrgToOrgResp) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r TransferProjectsFromOrgToOrgResp) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r TransferProjectsFromOrgToOrgResp) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r TransferProjectsFromOrgToOrgResp) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -5413,6 +7850,54 @@ func (r CreateProjectResp) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r CreateProjectResp) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListSharedProjectsResp struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SharedProjectList
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListSharedProjectsResp) GetJSON200() *SharedProjectList {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r ListSharedProjectsResp) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListSharedProjectsResp) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListSharedProjectsResp) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListSharedProjectsResp) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListSharedProjectsResp) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -6955,6 +9440,150 @@ func (r SuspendProjectEndpointResp) ContentType() string {
 	return ""
 }
 
+type GetProjectJWKSResp struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ProjectJWKSList
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetProjectJWKSResp) GetJSON200() *ProjectJWKSList {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r GetProjectJWKSResp) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetProjectJWKSResp) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetProjectJWKSResp) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetProjectJWKSResp) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetProjectJWKSResp) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type AddProjectJWKSResp struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *JWKSCreated
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r AddProjectJWKSResp) GetJSON201() *JWKSCreated {
+	return r.JSON201
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r AddProjectJWKSResp) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r AddProjectJWKSResp) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r AddProjectJWKSResp) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r AddProjectJWKSResp) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r AddProjectJWKSResp) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type DeleteProjectJWKSResp struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *JWKS
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r DeleteProjectJWKSResp) GetJSON200() *JWKS {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r DeleteProjectJWKSResp) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DeleteProjectJWKSResp) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteProjectJWKSResp) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteProjectJWKSResp) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DeleteProjectJWKSResp) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type ListProjectOperationsResp struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -7045,6 +9674,239 @@ func (r GetProjectOperationResp) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r GetProjectOperationResp) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListProjectPermissionsResp struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ProjectPermissions
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListProjectPermissionsResp) GetJSON200() *ProjectPermissions {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r ListProjectPermissionsResp) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListProjectPermissionsResp) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListProjectPermissionsResp) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListProjectPermissionsResp) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListProjectPermissionsResp) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GrantPermissionToProjectResp struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ProjectPermission
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GrantPermissionToProjectResp) GetJSON200() *ProjectPermission {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r GrantPermissionToProjectResp) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GrantPermissionToProjectResp) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GrantPermissionToProjectResp) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GrantPermissionToProjectResp) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GrantPermissionToProjectResp) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type RevokePermissionFromProjectResp struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ProjectPermission
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RevokePermissionFromProjectResp) GetJSON200() *ProjectPermission {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r RevokePermissionFromProjectResp) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RevokePermissionFromProjectResp) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RevokePermissionFromProjectResp) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RevokePermissionFromProjectResp) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RevokePermissionFromProjectResp) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type CreateProjectTransferRequestResp struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *ProjectTransferRequest
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r CreateProjectTransferRequestResp) GetJSON201() *ProjectTransferRequest {
+	return r.JSON201
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r CreateProjectTransferRequestResp) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CreateProjectTransferRequestResp) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateProjectTransferRequestResp) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateProjectTransferRequestResp) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CreateProjectTransferRequestResp) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type AcceptProjectTransferRequestResp struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r AcceptProjectTransferRequestResp) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r AcceptProjectTransferRequestResp) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r AcceptProjectTransferRequestResp) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r AcceptProjectTransferRequestResp) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r AcceptProjectTransferRequestResp) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -7195,6 +10057,54 @@ func (r GetCurrentUserOrganizationsResp) ContentType() string {
 	return ""
 }
 
+type TransferProjectsFromUserToOrgResp struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *EmptyObject
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r TransferProjectsFromUserToOrgResp) GetJSON200() *EmptyObject {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r TransferProjectsFromUserToOrgResp) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r TransferProjectsFromUserToOrgResp) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r TransferProjectsFromUserToOrgResp) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r TransferProjectsFromUserToOrgResp) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r TransferProjectsFromUserToOrgResp) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // ListAPIKeysWithResponse List the caller's keys, without their secrets
 //
 // Returns a wrapper object for the known response body format(s).
@@ -7247,6 +10157,19 @@ func (c *ClientWithResponses) RevokeAPIKeyWithResponse(ctx context.Context, keyI
 	return ParseRevokeAPIKeyResp(rsp)
 }
 
+// GetAuthDetailsWithResponse Show what kind of key this is and whose
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /auth (the `GetAuthDetails` operationId).
+func (c *ClientWithResponses) GetAuthDetailsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetAuthDetailsResp, error) {
+	rsp, err := c.GetAuthDetails(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetAuthDetailsResp(rsp)
+}
+
 // GetOrganizationWithResponse Show one organization
 //
 // Returns a wrapper object for the known response body format(s).
@@ -7258,6 +10181,149 @@ func (c *ClientWithResponses) GetOrganizationWithResponse(ctx context.Context, o
 		return nil, err
 	}
 	return ParseGetOrganizationResp(rsp)
+}
+
+// ListOrgAPIKeysWithResponse List the keys of an organization and of its projects, without their secrets
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /organizations/{org_id}/api_keys (the `ListOrgAPIKeys` operationId).
+func (c *ClientWithResponses) ListOrgAPIKeysWithResponse(ctx context.Context, orgID ResourceID, reqEditors ...RequestEditorFn) (*ListOrgAPIKeysResp, error) {
+	rsp, err := c.ListOrgAPIKeys(ctx, orgID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListOrgAPIKeysResp(rsp)
+}
+
+// CreateOrgAPIKeyWithBodyWithResponse Make a key of an organization or of one of its projects; its secret is shown this once
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /organizations/{org_id}/api_keys (the `CreateOrgAPIKey` operationId).
+func (c *ClientWithResponses) CreateOrgAPIKeyWithBodyWithResponse(ctx context.Context, orgID ResourceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateOrgAPIKeyResp, error) {
+	rsp, err := c.CreateOrgAPIKeyWithBody(ctx, orgID, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateOrgAPIKeyResp(rsp)
+}
+
+// CreateOrgAPIKeyWithResponse Make a key of an organization or of one of its projects; its secret is shown this once
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /organizations/{org_id}/api_keys (the `CreateOrgAPIKey` operationId).
+func (c *ClientWithResponses) CreateOrgAPIKeyWithResponse(ctx context.Context, orgID ResourceID, body CreateOrgAPIKeyJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateOrgAPIKeyResp, error) {
+	rsp, err := c.CreateOrgAPIKey(ctx, orgID, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateOrgAPIKeyResp(rsp)
+}
+
+// RevokeOrgAPIKeyWithResponse Revoke a key of an organization; it stops working at once
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /organizations/{org_id}/api_keys/{key_id} (the `RevokeOrgAPIKey` operationId).
+func (c *ClientWithResponses) RevokeOrgAPIKeyWithResponse(ctx context.Context, orgID ResourceID, keyID int64, reqEditors ...RequestEditorFn) (*RevokeOrgAPIKeyResp, error) {
+	rsp, err := c.RevokeOrgAPIKey(ctx, orgID, keyID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRevokeOrgAPIKeyResp(rsp)
+}
+
+// GetOrganizationMembersWithResponse List the members of an organization
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /organizations/{org_id}/members (the `GetOrganizationMembers` operationId).
+func (c *ClientWithResponses) GetOrganizationMembersWithResponse(ctx context.Context, orgID ResourceID, params *GetOrganizationMembersParams, reqEditors ...RequestEditorFn) (*GetOrganizationMembersResp, error) {
+	rsp, err := c.GetOrganizationMembers(ctx, orgID, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetOrganizationMembersResp(rsp)
+}
+
+// RemoveOrganizationMemberWithResponse Remove a member; an organization keeps one admin
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /organizations/{org_id}/members/{member_id} (the `RemoveOrganizationMember` operationId).
+func (c *ClientWithResponses) RemoveOrganizationMemberWithResponse(ctx context.Context, orgID ResourceID, memberID UUID, reqEditors ...RequestEditorFn) (*RemoveOrganizationMemberResp, error) {
+	rsp, err := c.RemoveOrganizationMember(ctx, orgID, memberID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRemoveOrganizationMemberResp(rsp)
+}
+
+// GetOrganizationMemberWithResponse Show one member
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /organizations/{org_id}/members/{member_id} (the `GetOrganizationMember` operationId).
+func (c *ClientWithResponses) GetOrganizationMemberWithResponse(ctx context.Context, orgID ResourceID, memberID UUID, reqEditors ...RequestEditorFn) (*GetOrganizationMemberResp, error) {
+	rsp, err := c.GetOrganizationMember(ctx, orgID, memberID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetOrganizationMemberResp(rsp)
+}
+
+// UpdateOrganizationMemberWithBodyWithResponse Give a member another role; an organization keeps one admin
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /organizations/{org_id}/members/{member_id} (the `UpdateOrganizationMember` operationId).
+func (c *ClientWithResponses) UpdateOrganizationMemberWithBodyWithResponse(ctx context.Context, orgID ResourceID, memberID UUID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateOrganizationMemberResp, error) {
+	rsp, err := c.UpdateOrganizationMemberWithBody(ctx, orgID, memberID, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateOrganizationMemberResp(rsp)
+}
+
+// UpdateOrganizationMemberWithResponse Give a member another role; an organization keeps one admin
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /organizations/{org_id}/members/{member_id} (the `UpdateOrganizationMember` operationId).
+func (c *ClientWithResponses) UpdateOrganizationMemberWithResponse(ctx context.Context, orgID ResourceID, memberID UUID, body UpdateOrganizationMemberJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateOrganizationMemberResp, error) {
+	rsp, err := c.UpdateOrganizationMember(ctx, orgID, memberID, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateOrganizationMemberResp(rsp)
+}
+
+// TransferProjectsFromOrgToOrgWithBodyWithResponse Give projects of an organization to another one
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /organizations/{source_org_id}/projects/transfer (the `TransferProjectsFromOrgToOrg` operationId).
+func (c *ClientWithResponses) TransferProjectsFromOrgToOrgWithBodyWithResponse(ctx context.Context, sourceOrgID ResourceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*TransferProjectsFromOrgToOrgResp, error) {
+	rsp, err := c.TransferProjectsFromOrgToOrgWithBody(ctx, sourceOrgID, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseTransferProjectsFromOrgToOrgResp(rsp)
+}
+
+// TransferProjectsFromOrgToOrgWithResponse Give projects of an organization to another one
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /organizations/{source_org_id}/projects/transfer (the `TransferProjectsFromOrgToOrg` operationId).
+func (c *ClientWithResponses) TransferProjectsFromOrgToOrgWithResponse(ctx context.Context, sourceOrgID ResourceID, body TransferProjectsFromOrgToOrgJSONRequestBody, reqEditors ...RequestEditorFn) (*TransferProjectsFromOrgToOrgResp, error) {
+	rsp, err := c.TransferProjectsFromOrgToOrg(ctx, sourceOrgID, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseTransferProjectsFromOrgToOrgResp(rsp)
 }
 
 // ListProjectsWithResponse List the projects that the key can see, ordered by id
@@ -7297,6 +10363,19 @@ func (c *ClientWithResponses) CreateProjectWithResponse(ctx context.Context, bod
 		return nil, err
 	}
 	return ParseCreateProjectResp(rsp)
+}
+
+// ListSharedProjectsWithResponse List the projects of others that are shared with the user, ordered by id
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /projects/shared (the `ListSharedProjects` operationId).
+func (c *ClientWithResponses) ListSharedProjectsWithResponse(ctx context.Context, params *ListSharedProjectsParams, reqEditors ...RequestEditorFn) (*ListSharedProjectsResp, error) {
+	rsp, err := c.ListSharedProjects(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListSharedProjectsResp(rsp)
 }
 
 // DeleteProjectWithResponse Delete a project with everything in it
@@ -7819,6 +10898,58 @@ func (c *ClientWithResponses) SuspendProjectEndpointWithResponse(ctx context.Con
 	return ParseSuspendProjectEndpointResp(rsp)
 }
 
+// GetProjectJWKSWithResponse List where the keys of the project's tokens are published
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /projects/{project_id}/jwks (the `GetProjectJWKS` operationId).
+func (c *ClientWithResponses) GetProjectJWKSWithResponse(ctx context.Context, projectID ProjectID, reqEditors ...RequestEditorFn) (*GetProjectJWKSResp, error) {
+	rsp, err := c.GetProjectJWKS(ctx, projectID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetProjectJWKSResp(rsp)
+}
+
+// AddProjectJWKSWithBodyWithResponse Store where the keys of the project's tokens are published
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /projects/{project_id}/jwks (the `AddProjectJWKS` operationId).
+func (c *ClientWithResponses) AddProjectJWKSWithBodyWithResponse(ctx context.Context, projectID ProjectID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AddProjectJWKSResp, error) {
+	rsp, err := c.AddProjectJWKSWithBody(ctx, projectID, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAddProjectJWKSResp(rsp)
+}
+
+// AddProjectJWKSWithResponse Store where the keys of the project's tokens are published
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /projects/{project_id}/jwks (the `AddProjectJWKS` operationId).
+func (c *ClientWithResponses) AddProjectJWKSWithResponse(ctx context.Context, projectID ProjectID, body AddProjectJWKSJSONRequestBody, reqEditors ...RequestEditorFn) (*AddProjectJWKSResp, error) {
+	rsp, err := c.AddProjectJWKS(ctx, projectID, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAddProjectJWKSResp(rsp)
+}
+
+// DeleteProjectJWKSWithResponse Remove what addProjectJWKS stored
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /projects/{project_id}/jwks/{jwks_id} (the `DeleteProjectJWKS` operationId).
+func (c *ClientWithResponses) DeleteProjectJWKSWithResponse(ctx context.Context, projectID ProjectID, jwksID string, reqEditors ...RequestEditorFn) (*DeleteProjectJWKSResp, error) {
+	rsp, err := c.DeleteProjectJWKS(ctx, projectID, jwksID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteProjectJWKSResp(rsp)
+}
+
 // ListProjectOperationsWithResponse List a project's operations, newest first
 //
 // Returns a wrapper object for the known response body format(s).
@@ -7843,6 +10974,110 @@ func (c *ClientWithResponses) GetProjectOperationWithResponse(ctx context.Contex
 		return nil, err
 	}
 	return ParseGetProjectOperationResp(rsp)
+}
+
+// ListProjectPermissionsWithResponse List with whom a project is shared
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /projects/{project_id}/permissions (the `ListProjectPermissions` operationId).
+func (c *ClientWithResponses) ListProjectPermissionsWithResponse(ctx context.Context, projectID ProjectID, reqEditors ...RequestEditorFn) (*ListProjectPermissionsResp, error) {
+	rsp, err := c.ListProjectPermissions(ctx, projectID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListProjectPermissionsResp(rsp)
+}
+
+// GrantPermissionToProjectWithBodyWithResponse Share a project with whoever has an e-mail address
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /projects/{project_id}/permissions (the `GrantPermissionToProject` operationId).
+func (c *ClientWithResponses) GrantPermissionToProjectWithBodyWithResponse(ctx context.Context, projectID ProjectID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*GrantPermissionToProjectResp, error) {
+	rsp, err := c.GrantPermissionToProjectWithBody(ctx, projectID, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGrantPermissionToProjectResp(rsp)
+}
+
+// GrantPermissionToProjectWithResponse Share a project with whoever has an e-mail address
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /projects/{project_id}/permissions (the `GrantPermissionToProject` operationId).
+func (c *ClientWithResponses) GrantPermissionToProjectWithResponse(ctx context.Context, projectID ProjectID, body GrantPermissionToProjectJSONRequestBody, reqEditors ...RequestEditorFn) (*GrantPermissionToProjectResp, error) {
+	rsp, err := c.GrantPermissionToProject(ctx, projectID, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGrantPermissionToProjectResp(rsp)
+}
+
+// RevokePermissionFromProjectWithResponse Stop sharing a project with someone
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /projects/{project_id}/permissions/{permission_id} (the `RevokePermissionFromProject` operationId).
+func (c *ClientWithResponses) RevokePermissionFromProjectWithResponse(ctx context.Context, projectID ProjectID, permissionID string, reqEditors ...RequestEditorFn) (*RevokePermissionFromProjectResp, error) {
+	rsp, err := c.RevokePermissionFromProject(ctx, projectID, permissionID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRevokePermissionFromProjectResp(rsp)
+}
+
+// CreateProjectTransferRequestWithBodyWithResponse Offer a project to whoever gets to know the request's id
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /projects/{project_id}/transfer_requests (the `CreateProjectTransferRequest` operationId).
+func (c *ClientWithResponses) CreateProjectTransferRequestWithBodyWithResponse(ctx context.Context, projectID ProjectID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateProjectTransferRequestResp, error) {
+	rsp, err := c.CreateProjectTransferRequestWithBody(ctx, projectID, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateProjectTransferRequestResp(rsp)
+}
+
+// CreateProjectTransferRequestWithResponse Offer a project to whoever gets to know the request's id
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /projects/{project_id}/transfer_requests (the `CreateProjectTransferRequest` operationId).
+func (c *ClientWithResponses) CreateProjectTransferRequestWithResponse(ctx context.Context, projectID ProjectID, body CreateProjectTransferRequestJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateProjectTransferRequestResp, error) {
+	rsp, err := c.CreateProjectTransferRequest(ctx, projectID, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateProjectTransferRequestResp(rsp)
+}
+
+// AcceptProjectTransferRequestWithBodyWithResponse Take an offered project over
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /projects/{project_id}/transfer_requests/{request_id} (the `AcceptProjectTransferRequest` operationId).
+func (c *ClientWithResponses) AcceptProjectTransferRequestWithBodyWithResponse(ctx context.Context, projectID ProjectID, requestID ResourceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AcceptProjectTransferRequestResp, error) {
+	rsp, err := c.AcceptProjectTransferRequestWithBody(ctx, projectID, requestID, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAcceptProjectTransferRequestResp(rsp)
+}
+
+// AcceptProjectTransferRequestWithResponse Take an offered project over
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /projects/{project_id}/transfer_requests/{request_id} (the `AcceptProjectTransferRequest` operationId).
+func (c *ClientWithResponses) AcceptProjectTransferRequestWithResponse(ctx context.Context, projectID ProjectID, requestID ResourceID, body AcceptProjectTransferRequestJSONRequestBody, reqEditors ...RequestEditorFn) (*AcceptProjectTransferRequestResp, error) {
+	rsp, err := c.AcceptProjectTransferRequest(ctx, projectID, requestID, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAcceptProjectTransferRequestResp(rsp)
 }
 
 // GetActiveRegionsWithResponse List the regions
@@ -7882,6 +11117,32 @@ func (c *ClientWithResponses) GetCurrentUserOrganizationsWithResponse(ctx contex
 		return nil, err
 	}
 	return ParseGetCurrentUserOrganizationsResp(rsp)
+}
+
+// TransferProjectsFromUserToOrgWithBodyWithResponse Give projects of the user's organizations to another organization
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /users/me/projects/transfer (the `TransferProjectsFromUserToOrg` operationId).
+func (c *ClientWithResponses) TransferProjectsFromUserToOrgWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*TransferProjectsFromUserToOrgResp, error) {
+	rsp, err := c.TransferProjectsFromUserToOrgWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseTransferProjectsFromUserToOrgResp(rsp)
+}
+
+// TransferProjectsFromUserToOrgWithResponse Give projects of the user's organizations to another organization
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /users/me/projects/transfer (the `TransferProjectsFromUserToOrg` operationId).
+func (c *ClientWithResponses) TransferProjectsFromUserToOrgWithResponse(ctx context.Context, body TransferProjectsFromUserToOrgJSONRequestBody, reqEditors ...RequestEditorFn) (*TransferProjectsFromUserToOrgResp, error) {
+	rsp, err := c.TransferProjectsFromUserToOrg(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseTransferProjectsFromUserToOrgResp(rsp)
 }
 
 // ParseListAPIKeysResp parses an HTTP response from a ListAPIKeysWithResponse call
@@ -7983,6 +11244,39 @@ func ParseRevokeAPIKeyResp(rsp *http.Response) (*RevokeAPIKeyResp, error) {
 	return response, nil
 }
 
+// ParseGetAuthDetailsResp parses an HTTP response from a GetAuthDetailsWithResponse call
+func ParseGetAuthDetailsResp(rsp *http.Response) (*GetAuthDetailsResp, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetAuthDetailsResp{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest AuthDetails
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseGetOrganizationResp parses an HTTP response from a GetOrganizationWithResponse call
 func ParseGetOrganizationResp(rsp *http.Response) (*GetOrganizationResp, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -7999,6 +11293,270 @@ func ParseGetOrganizationResp(rsp *http.Response) (*GetOrganizationResp, error) 
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest Organization
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListOrgAPIKeysResp parses an HTTP response from a ListOrgAPIKeysWithResponse call
+func ParseListOrgAPIKeysResp(rsp *http.Response) (*ListOrgAPIKeysResp, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListOrgAPIKeysResp{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest []OrgAPIKey
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseCreateOrgAPIKeyResp parses an HTTP response from a CreateOrgAPIKeyWithResponse call
+func ParseCreateOrgAPIKeyResp(rsp *http.Response) (*CreateOrgAPIKeyResp, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateOrgAPIKeyResp{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest OrgAPIKeyCreated
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseRevokeOrgAPIKeyResp parses an HTTP response from a RevokeOrgAPIKeyWithResponse call
+func ParseRevokeOrgAPIKeyResp(rsp *http.Response) (*RevokeOrgAPIKeyResp, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RevokeOrgAPIKeyResp{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest OrgAPIKeyRevoked
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetOrganizationMembersResp parses an HTTP response from a GetOrganizationMembersWithResponse call
+func ParseGetOrganizationMembersResp(rsp *http.Response) (*GetOrganizationMembersResp, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetOrganizationMembersResp{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest OrganizationMembers
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseRemoveOrganizationMemberResp parses an HTTP response from a RemoveOrganizationMemberWithResponse call
+func ParseRemoveOrganizationMemberResp(rsp *http.Response) (*RemoveOrganizationMemberResp, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RemoveOrganizationMemberResp{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest EmptyObject
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetOrganizationMemberResp parses an HTTP response from a GetOrganizationMemberWithResponse call
+func ParseGetOrganizationMemberResp(rsp *http.Response) (*GetOrganizationMemberResp, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetOrganizationMemberResp{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Member
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseUpdateOrganizationMemberResp parses an HTTP response from a UpdateOrganizationMemberWithResponse call
+func ParseUpdateOrganizationMemberResp(rsp *http.Response) (*UpdateOrganizationMemberResp, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &UpdateOrganizationMemberResp{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Member
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseTransferProjectsFromOrgToOrgResp parses an HTTP response from a TransferProjectsFromOrgToOrgWithResponse call
+func ParseTransferProjectsFromOrgToOrgResp(rsp *http.Response) (*TransferProjectsFromOrgToOrgResp, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &TransferProjectsFromOrgToOrgResp{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest EmptyObject
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}
@@ -8069,6 +11627,39 @@ func ParseCreateProjectResp(rsp *http.Response) (*CreateProjectResp, error) {
 			return nil, err
 		}
 		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListSharedProjectsResp parses an HTTP response from a ListSharedProjectsWithResponse call
+func ParseListSharedProjectsResp(rsp *http.Response) (*ListSharedProjectsResp, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListSharedProjectsResp{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SharedProjectList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest Error
@@ -9150,6 +12741,105 @@ func ParseSuspendProjectEndpointResp(rsp *http.Response) (*SuspendProjectEndpoin
 	return response, nil
 }
 
+// ParseGetProjectJWKSResp parses an HTTP response from a GetProjectJWKSWithResponse call
+func ParseGetProjectJWKSResp(rsp *http.Response) (*GetProjectJWKSResp, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetProjectJWKSResp{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ProjectJWKSList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseAddProjectJWKSResp parses an HTTP response from a AddProjectJWKSWithResponse call
+func ParseAddProjectJWKSResp(rsp *http.Response) (*AddProjectJWKSResp, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &AddProjectJWKSResp{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest JWKSCreated
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseDeleteProjectJWKSResp parses an HTTP response from a DeleteProjectJWKSWithResponse call
+func ParseDeleteProjectJWKSResp(rsp *http.Response) (*DeleteProjectJWKSResp, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteProjectJWKSResp{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest JWKS
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseListProjectOperationsResp parses an HTTP response from a ListProjectOperationsWithResponse call
 func ParseListProjectOperationsResp(rsp *http.Response) (*ListProjectOperationsResp, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -9203,6 +12893,167 @@ func ParseGetProjectOperationResp(rsp *http.Response) (*GetProjectOperationResp,
 			return nil, err
 		}
 		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListProjectPermissionsResp parses an HTTP response from a ListProjectPermissionsWithResponse call
+func ParseListProjectPermissionsResp(rsp *http.Response) (*ListProjectPermissionsResp, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListProjectPermissionsResp{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ProjectPermissions
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGrantPermissionToProjectResp parses an HTTP response from a GrantPermissionToProjectWithResponse call
+func ParseGrantPermissionToProjectResp(rsp *http.Response) (*GrantPermissionToProjectResp, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GrantPermissionToProjectResp{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ProjectPermission
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseRevokePermissionFromProjectResp parses an HTTP response from a RevokePermissionFromProjectWithResponse call
+func ParseRevokePermissionFromProjectResp(rsp *http.Response) (*RevokePermissionFromProjectResp, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RevokePermissionFromProjectResp{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ProjectPermission
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseCreateProjectTransferRequestResp parses an HTTP response from a CreateProjectTransferRequestWithResponse call
+func ParseCreateProjectTransferRequestResp(rsp *http.Response) (*CreateProjectTransferRequestResp, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateProjectTransferRequestResp{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest ProjectTransferRequest
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseAcceptProjectTransferRequestResp parses an HTTP response from a AcceptProjectTransferRequestWithResponse call
+func ParseAcceptProjectTransferRequestResp(rsp *http.Response) (*AcceptProjectTransferRequestResp, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &AcceptProjectTransferRequestResp{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest Error
@@ -9315,6 +13166,39 @@ func ParseGetCurrentUserOrganizationsResp(rsp *http.Response) (*GetCurrentUserOr
 	return response, nil
 }
 
+// ParseTransferProjectsFromUserToOrgResp parses an HTTP response from a TransferProjectsFromUserToOrgWithResponse call
+func ParseTransferProjectsFromUserToOrgResp(rsp *http.Response) (*TransferProjectsFromUserToOrgResp, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &TransferProjectsFromUserToOrgResp{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest EmptyObject
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ServerInterface represents all server handlers.
 type ServerInterface interface {
 	// ListAPIKeys List the caller's keys, without their secrets
@@ -9326,15 +13210,45 @@ type ServerInterface interface {
 	// RevokeAPIKey Revoke a key; it stops working at once
 	// (DELETE /api_keys/{key_id})
 	RevokeAPIKey(w http.ResponseWriter, r *http.Request, keyID int64)
+	// GetAuthDetails Show what kind of key this is and whose
+	// (GET /auth)
+	GetAuthDetails(w http.ResponseWriter, r *http.Request)
 	// GetOrganization Show one organization
 	// (GET /organizations/{org_id})
 	GetOrganization(w http.ResponseWriter, r *http.Request, orgID ResourceID)
+	// ListOrgAPIKeys List the keys of an organization and of its projects, without their secrets
+	// (GET /organizations/{org_id}/api_keys)
+	ListOrgAPIKeys(w http.ResponseWriter, r *http.Request, orgID ResourceID)
+	// CreateOrgAPIKey Make a key of an organization or of one of its projects; its secret is shown this once
+	// (POST /organizations/{org_id}/api_keys)
+	CreateOrgAPIKey(w http.ResponseWriter, r *http.Request, orgID ResourceID)
+	// RevokeOrgAPIKey Revoke a key of an organization; it stops working at once
+	// (DELETE /organizations/{org_id}/api_keys/{key_id})
+	RevokeOrgAPIKey(w http.ResponseWriter, r *http.Request, orgID ResourceID, keyID int64)
+	// GetOrganizationMembers List the members of an organization
+	// (GET /organizations/{org_id}/members)
+	GetOrganizationMembers(w http.ResponseWriter, r *http.Request, orgID ResourceID, params GetOrganizationMembersParams)
+	// RemoveOrganizationMember Remove a member; an organization keeps one admin
+	// (DELETE /organizations/{org_id}/members/{member_id})
+	RemoveOrganizationMember(w http.ResponseWriter, r *http.Request, orgID ResourceID, memberID UUID)
+	// GetOrganizationMember Show one member
+	// (GET /organizations/{org_id}/members/{member_id})
+	GetOrganizationMember(w http.ResponseWriter, r *http.Request, orgID ResourceID, memberID UUID)
+	// UpdateOrganizationMember Give a member another role; an organization keeps one admin
+	// (PATCH /organizations/{org_id}/members/{member_id})
+	UpdateOrganizationMember(w http.ResponseWriter, r *http.Request, orgID ResourceID, memberID UUID)
+	// TransferProjectsFromOrgToOrg Give projects of an organization to another one
+	// (POST /organizations/{source_org_id}/projects/transfer)
+	TransferProjectsFromOrgToOrg(w http.ResponseWriter, r *http.Request, sourceOrgID ResourceID)
 	// ListProjects List the projects that the key can see, ordered by id
 	// (GET /projects)
 	ListProjects(w http.ResponseWriter, r *http.Request, params ListProjectsParams)
 	// CreateProject Make a project with a default branch, role, database and endpoint
 	// (POST /projects)
 	CreateProject(w http.ResponseWriter, r *http.Request)
+	// ListSharedProjects List the projects of others that are shared with the user, ordered by id
+	// (GET /projects/shared)
+	ListSharedProjects(w http.ResponseWriter, r *http.Request, params ListSharedProjectsParams)
 	// DeleteProject Delete a project with everything in it
 	// (DELETE /projects/{project_id})
 	DeleteProject(w http.ResponseWriter, r *http.Request, projectID ProjectID)
@@ -9431,12 +13345,36 @@ type ServerInterface interface {
 	// SuspendProjectEndpoint Put the compute of an endpoint to sleep and cut its connections
 	// (POST /projects/{project_id}/endpoints/{endpoint_id}/suspend)
 	SuspendProjectEndpoint(w http.ResponseWriter, r *http.Request, projectID ProjectID, endpointID EndpointID)
+	// GetProjectJWKS List where the keys of the project's tokens are published
+	// (GET /projects/{project_id}/jwks)
+	GetProjectJWKS(w http.ResponseWriter, r *http.Request, projectID ProjectID)
+	// AddProjectJWKS Store where the keys of the project's tokens are published
+	// (POST /projects/{project_id}/jwks)
+	AddProjectJWKS(w http.ResponseWriter, r *http.Request, projectID ProjectID)
+	// DeleteProjectJWKS Remove what addProjectJWKS stored
+	// (DELETE /projects/{project_id}/jwks/{jwks_id})
+	DeleteProjectJWKS(w http.ResponseWriter, r *http.Request, projectID ProjectID, jwksID string)
 	// ListProjectOperations List a project's operations, newest first
 	// (GET /projects/{project_id}/operations)
 	ListProjectOperations(w http.ResponseWriter, r *http.Request, projectID ProjectID, params ListProjectOperationsParams)
 	// GetProjectOperation Show where an operation stands
 	// (GET /projects/{project_id}/operations/{operation_id})
 	GetProjectOperation(w http.ResponseWriter, r *http.Request, projectID ProjectID, operationID UUID)
+	// ListProjectPermissions List with whom a project is shared
+	// (GET /projects/{project_id}/permissions)
+	ListProjectPermissions(w http.ResponseWriter, r *http.Request, projectID ProjectID)
+	// GrantPermissionToProject Share a project with whoever has an e-mail address
+	// (POST /projects/{project_id}/permissions)
+	GrantPermissionToProject(w http.ResponseWriter, r *http.Request, projectID ProjectID)
+	// RevokePermissionFromProject Stop sharing a project with someone
+	// (DELETE /projects/{project_id}/permissions/{permission_id})
+	RevokePermissionFromProject(w http.ResponseWriter, r *http.Request, projectID ProjectID, permissionID string)
+	// CreateProjectTransferRequest Offer a project to whoever gets to know the request's id
+	// (POST /projects/{project_id}/transfer_requests)
+	CreateProjectTransferRequest(w http.ResponseWriter, r *http.Request, projectID ProjectID)
+	// AcceptProjectTransferRequest Take an offered project over
+	// (PUT /projects/{project_id}/transfer_requests/{request_id})
+	AcceptProjectTransferRequest(w http.ResponseWriter, r *http.Request, projectID ProjectID, requestID ResourceID)
 	// GetActiveRegions List the regions
 	// (GET /regions)
 	GetActiveRegions(w http.ResponseWriter, r *http.Request, params GetActiveRegionsParams)
@@ -9446,6 +13384,9 @@ type ServerInterface interface {
 	// GetCurrentUserOrganizations List the organizations that the user is a member of
 	// (GET /users/me/organizations)
 	GetCurrentUserOrganizations(w http.ResponseWriter, r *http.Request)
+	// TransferProjectsFromUserToOrg Give projects of the user's organizations to another organization
+	// (POST /users/me/projects/transfer)
+	TransferProjectsFromUserToOrg(w http.ResponseWriter, r *http.Request)
 }
 
 // ServerInterfaceWrapper converts contexts to parameters.
@@ -9511,6 +13452,20 @@ func (siw *ServerInterfaceWrapper) RevokeAPIKey(w http.ResponseWriter, r *http.R
 	handler.ServeHTTP(w, r)
 }
 
+// GetAuthDetails operation middleware
+func (siw *ServerInterfaceWrapper) GetAuthDetails(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetAuthDetails(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // GetOrganization operation middleware
 func (siw *ServerInterfaceWrapper) GetOrganization(w http.ResponseWriter, r *http.Request) {
 
@@ -9528,6 +13483,305 @@ func (siw *ServerInterfaceWrapper) GetOrganization(w http.ResponseWriter, r *htt
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetOrganization(w, r, orgID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ListOrgAPIKeys operation middleware
+func (siw *ServerInterfaceWrapper) ListOrgAPIKeys(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "org_id" -------------
+	var orgID ResourceID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "org_id", r.PathValue("org_id"), &orgID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "org_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListOrgAPIKeys(w, r, orgID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// CreateOrgAPIKey operation middleware
+func (siw *ServerInterfaceWrapper) CreateOrgAPIKey(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "org_id" -------------
+	var orgID ResourceID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "org_id", r.PathValue("org_id"), &orgID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "org_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.CreateOrgAPIKey(w, r, orgID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RevokeOrgAPIKey operation middleware
+func (siw *ServerInterfaceWrapper) RevokeOrgAPIKey(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "org_id" -------------
+	var orgID ResourceID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "org_id", r.PathValue("org_id"), &orgID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "org_id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "key_id" -------------
+	var keyID int64
+
+	err = runtime.BindStyledParameterWithOptions("simple", "key_id", r.PathValue("key_id"), &keyID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "integer", Format: "int64", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "key_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RevokeOrgAPIKey(w, r, orgID, keyID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetOrganizationMembers operation middleware
+func (siw *ServerInterfaceWrapper) GetOrganizationMembers(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "org_id" -------------
+	var orgID ResourceID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "org_id", r.PathValue("org_id"), &orgID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "org_id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetOrganizationMembersParams
+
+	// ------------- Optional query parameter "sort_by" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "sort_by", r.URL.Query(), &params.SortBy, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "sort_by"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "sort_by", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", r.URL.Query(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "cursor"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "cursor", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "sort_order" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "sort_order", r.URL.Query(), &params.SortOrder, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "sort_order"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "sort_order", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", r.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "limit"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "limit", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetOrganizationMembers(w, r, orgID, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RemoveOrganizationMember operation middleware
+func (siw *ServerInterfaceWrapper) RemoveOrganizationMember(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "org_id" -------------
+	var orgID ResourceID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "org_id", r.PathValue("org_id"), &orgID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "org_id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "member_id" -------------
+	var memberID UUID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "member_id", r.PathValue("member_id"), &memberID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "member_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RemoveOrganizationMember(w, r, orgID, memberID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetOrganizationMember operation middleware
+func (siw *ServerInterfaceWrapper) GetOrganizationMember(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "org_id" -------------
+	var orgID ResourceID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "org_id", r.PathValue("org_id"), &orgID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "org_id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "member_id" -------------
+	var memberID UUID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "member_id", r.PathValue("member_id"), &memberID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "member_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetOrganizationMember(w, r, orgID, memberID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// UpdateOrganizationMember operation middleware
+func (siw *ServerInterfaceWrapper) UpdateOrganizationMember(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "org_id" -------------
+	var orgID ResourceID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "org_id", r.PathValue("org_id"), &orgID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "org_id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "member_id" -------------
+	var memberID UUID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "member_id", r.PathValue("member_id"), &memberID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "member_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.UpdateOrganizationMember(w, r, orgID, memberID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// TransferProjectsFromOrgToOrg operation middleware
+func (siw *ServerInterfaceWrapper) TransferProjectsFromOrgToOrg(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "source_org_id" -------------
+	var sourceOrgID ResourceID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "source_org_id", r.PathValue("source_org_id"), &sourceOrgID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "source_org_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.TransferProjectsFromOrgToOrg(w, r, sourceOrgID)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -9640,6 +13894,78 @@ func (siw *ServerInterfaceWrapper) CreateProject(w http.ResponseWriter, r *http.
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.CreateProject(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ListSharedProjects operation middleware
+func (siw *ServerInterfaceWrapper) ListSharedProjects(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListSharedProjectsParams
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", r.URL.Query(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "cursor"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "cursor", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", r.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "limit"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "limit", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "search" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "search", r.URL.Query(), &params.Search, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "search"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "search", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "timeout" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "timeout", r.URL.Query(), &params.Timeout, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "timeout"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "timeout", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListSharedProjects(w, r, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -10923,6 +15249,93 @@ func (siw *ServerInterfaceWrapper) SuspendProjectEndpoint(w http.ResponseWriter,
 	handler.ServeHTTP(w, r)
 }
 
+// GetProjectJWKS operation middleware
+func (siw *ServerInterfaceWrapper) GetProjectJWKS(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "project_id" -------------
+	var projectID ProjectID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "project_id", r.PathValue("project_id"), &projectID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "project_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetProjectJWKS(w, r, projectID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// AddProjectJWKS operation middleware
+func (siw *ServerInterfaceWrapper) AddProjectJWKS(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "project_id" -------------
+	var projectID ProjectID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "project_id", r.PathValue("project_id"), &projectID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "project_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.AddProjectJWKS(w, r, projectID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// DeleteProjectJWKS operation middleware
+func (siw *ServerInterfaceWrapper) DeleteProjectJWKS(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "project_id" -------------
+	var projectID ProjectID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "project_id", r.PathValue("project_id"), &projectID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "project_id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "jwks_id" -------------
+	var jwksID string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "jwks_id", r.PathValue("jwks_id"), &jwksID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "jwks_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.DeleteProjectJWKS(w, r, projectID, jwksID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // ListProjectOperations operation middleware
 func (siw *ServerInterfaceWrapper) ListProjectOperations(w http.ResponseWriter, r *http.Request) {
 
@@ -11013,6 +15426,154 @@ func (siw *ServerInterfaceWrapper) GetProjectOperation(w http.ResponseWriter, r 
 	handler.ServeHTTP(w, r)
 }
 
+// ListProjectPermissions operation middleware
+func (siw *ServerInterfaceWrapper) ListProjectPermissions(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "project_id" -------------
+	var projectID ProjectID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "project_id", r.PathValue("project_id"), &projectID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "project_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListProjectPermissions(w, r, projectID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GrantPermissionToProject operation middleware
+func (siw *ServerInterfaceWrapper) GrantPermissionToProject(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "project_id" -------------
+	var projectID ProjectID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "project_id", r.PathValue("project_id"), &projectID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "project_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GrantPermissionToProject(w, r, projectID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RevokePermissionFromProject operation middleware
+func (siw *ServerInterfaceWrapper) RevokePermissionFromProject(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "project_id" -------------
+	var projectID ProjectID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "project_id", r.PathValue("project_id"), &projectID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "project_id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "permission_id" -------------
+	var permissionID string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "permission_id", r.PathValue("permission_id"), &permissionID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "permission_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RevokePermissionFromProject(w, r, projectID, permissionID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// CreateProjectTransferRequest operation middleware
+func (siw *ServerInterfaceWrapper) CreateProjectTransferRequest(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "project_id" -------------
+	var projectID ProjectID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "project_id", r.PathValue("project_id"), &projectID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "project_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.CreateProjectTransferRequest(w, r, projectID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// AcceptProjectTransferRequest operation middleware
+func (siw *ServerInterfaceWrapper) AcceptProjectTransferRequest(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "project_id" -------------
+	var projectID ProjectID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "project_id", r.PathValue("project_id"), &projectID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "project_id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "request_id" -------------
+	var requestID ResourceID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "request_id", r.PathValue("request_id"), &requestID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "request_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.AcceptProjectTransferRequest(w, r, projectID, requestID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // GetActiveRegions operation middleware
 func (siw *ServerInterfaceWrapper) GetActiveRegions(w http.ResponseWriter, r *http.Request) {
 
@@ -11065,6 +15626,20 @@ func (siw *ServerInterfaceWrapper) GetCurrentUserOrganizations(w http.ResponseWr
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetCurrentUserOrganizations(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// TransferProjectsFromUserToOrg operation middleware
+func (siw *ServerInterfaceWrapper) TransferProjectsFromUserToOrg(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.TransferProjectsFromUserToOrg(w, r)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -11196,6 +15771,7 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/projects", wrapper.ListProjects)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/projects", wrapper.CreateProject)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/projects/shared", wrapper.ListSharedProjects)
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/projects/{project_id}", wrapper.DeleteProject)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/projects/{project_id}", wrapper.GetProject)
 	m.HandleFunc(http.MethodPatch+" "+options.BaseURL+"/projects/{project_id}", wrapper.UpdateProject)
@@ -11230,12 +15806,30 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/projects/{project_id}/endpoints/{endpoint_id}/start", wrapper.StartProjectEndpoint)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/projects/{project_id}/endpoints/{endpoint_id}/suspend", wrapper.SuspendProjectEndpoint)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/projects/{project_id}/endpoints/{endpoint_id}/restart", wrapper.RestartProjectEndpoint)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/projects/{project_id}/permissions", wrapper.ListProjectPermissions)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/projects/{project_id}/permissions", wrapper.GrantPermissionToProject)
+	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/projects/{project_id}/permissions/{permission_id}", wrapper.RevokePermissionFromProject)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/projects/{project_id}/transfer_requests", wrapper.CreateProjectTransferRequest)
+	m.HandleFunc(http.MethodPut+" "+options.BaseURL+"/projects/{project_id}/transfer_requests/{request_id}", wrapper.AcceptProjectTransferRequest)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/projects/{project_id}/jwks", wrapper.GetProjectJWKS)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/projects/{project_id}/jwks", wrapper.AddProjectJWKS)
+	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/projects/{project_id}/jwks/{jwks_id}", wrapper.DeleteProjectJWKS)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/api_keys", wrapper.ListAPIKeys)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/api_keys", wrapper.CreateAPIKey)
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/api_keys/{key_id}", wrapper.RevokeAPIKey)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/users/me", wrapper.GetCurrentUserInfo)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/users/me/organizations", wrapper.GetCurrentUserOrganizations)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/users/me/projects/transfer", wrapper.TransferProjectsFromUserToOrg)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/auth", wrapper.GetAuthDetails)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/organizations/{org_id}", wrapper.GetOrganization)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/organizations/{org_id}/members", wrapper.GetOrganizationMembers)
+	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/organizations/{org_id}/members/{member_id}", wrapper.RemoveOrganizationMember)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/organizations/{org_id}/members/{member_id}", wrapper.GetOrganizationMember)
+	m.HandleFunc(http.MethodPatch+" "+options.BaseURL+"/organizations/{org_id}/members/{member_id}", wrapper.UpdateOrganizationMember)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/organizations/{org_id}/api_keys", wrapper.ListOrgAPIKeys)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/organizations/{org_id}/api_keys", wrapper.CreateOrgAPIKey)
+	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/organizations/{org_id}/api_keys/{key_id}", wrapper.RevokeOrgAPIKey)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/organizations/{source_org_id}/projects/transfer", wrapper.TransferProjectsFromOrgToOrg)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/regions", wrapper.GetActiveRegions)
 
 	return m
@@ -11359,6 +15953,44 @@ func (response RevokeAPIKeydefaultJSONResponse) VisitRevokeAPIKeyResponse(w http
 	return err
 }
 
+type GetAuthDetailsRequestObject struct {
+}
+
+type GetAuthDetailsResponseObject interface {
+	VisitGetAuthDetailsResponse(w http.ResponseWriter) error
+}
+
+type GetAuthDetails200JSONResponse AuthDetails
+
+func (response GetAuthDetails200JSONResponse) VisitGetAuthDetailsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAuthDetailsdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GetAuthDetailsdefaultJSONResponse) VisitGetAuthDetailsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetOrganizationRequestObject struct {
 	OrgID ResourceID `json:"org_id"`
 }
@@ -11387,6 +16019,326 @@ type GetOrganizationdefaultJSONResponse struct {
 }
 
 func (response GetOrganizationdefaultJSONResponse) VisitGetOrganizationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListOrgAPIKeysRequestObject struct {
+	OrgID ResourceID `json:"org_id"`
+}
+
+type ListOrgAPIKeysResponseObject interface {
+	VisitListOrgAPIKeysResponse(w http.ResponseWriter) error
+}
+
+type ListOrgAPIKeys200JSONResponse []OrgAPIKey
+
+func (response ListOrgAPIKeys200JSONResponse) VisitListOrgAPIKeysResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListOrgAPIKeysdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response ListOrgAPIKeysdefaultJSONResponse) VisitListOrgAPIKeysResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateOrgAPIKeyRequestObject struct {
+	OrgID ResourceID `json:"org_id"`
+	Body  *CreateOrgAPIKeyJSONRequestBody
+}
+
+type CreateOrgAPIKeyResponseObject interface {
+	VisitCreateOrgAPIKeyResponse(w http.ResponseWriter) error
+}
+
+type CreateOrgAPIKey200JSONResponse OrgAPIKeyCreated
+
+func (response CreateOrgAPIKey200JSONResponse) VisitCreateOrgAPIKeyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateOrgAPIKeydefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response CreateOrgAPIKeydefaultJSONResponse) VisitCreateOrgAPIKeyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RevokeOrgAPIKeyRequestObject struct {
+	OrgID ResourceID `json:"org_id"`
+	KeyID int64      `json:"key_id"`
+}
+
+type RevokeOrgAPIKeyResponseObject interface {
+	VisitRevokeOrgAPIKeyResponse(w http.ResponseWriter) error
+}
+
+type RevokeOrgAPIKey200JSONResponse OrgAPIKeyRevoked
+
+func (response RevokeOrgAPIKey200JSONResponse) VisitRevokeOrgAPIKeyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RevokeOrgAPIKeydefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response RevokeOrgAPIKeydefaultJSONResponse) VisitRevokeOrgAPIKeyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOrganizationMembersRequestObject struct {
+	OrgID  ResourceID `json:"org_id"`
+	Params GetOrganizationMembersParams
+}
+
+type GetOrganizationMembersResponseObject interface {
+	VisitGetOrganizationMembersResponse(w http.ResponseWriter) error
+}
+
+type GetOrganizationMembers200JSONResponse OrganizationMembers
+
+func (response GetOrganizationMembers200JSONResponse) VisitGetOrganizationMembersResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOrganizationMembersdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GetOrganizationMembersdefaultJSONResponse) VisitGetOrganizationMembersResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RemoveOrganizationMemberRequestObject struct {
+	OrgID    ResourceID `json:"org_id"`
+	MemberID UUID       `json:"member_id"`
+}
+
+type RemoveOrganizationMemberResponseObject interface {
+	VisitRemoveOrganizationMemberResponse(w http.ResponseWriter) error
+}
+
+type RemoveOrganizationMember200JSONResponse EmptyObject
+
+func (response RemoveOrganizationMember200JSONResponse) VisitRemoveOrganizationMemberResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RemoveOrganizationMemberdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response RemoveOrganizationMemberdefaultJSONResponse) VisitRemoveOrganizationMemberResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOrganizationMemberRequestObject struct {
+	OrgID    ResourceID `json:"org_id"`
+	MemberID UUID       `json:"member_id"`
+}
+
+type GetOrganizationMemberResponseObject interface {
+	VisitGetOrganizationMemberResponse(w http.ResponseWriter) error
+}
+
+type GetOrganizationMember200JSONResponse Member
+
+func (response GetOrganizationMember200JSONResponse) VisitGetOrganizationMemberResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOrganizationMemberdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GetOrganizationMemberdefaultJSONResponse) VisitGetOrganizationMemberResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateOrganizationMemberRequestObject struct {
+	OrgID    ResourceID `json:"org_id"`
+	MemberID UUID       `json:"member_id"`
+	Body     *UpdateOrganizationMemberJSONRequestBody
+}
+
+type UpdateOrganizationMemberResponseObject interface {
+	VisitUpdateOrganizationMemberResponse(w http.ResponseWriter) error
+}
+
+type UpdateOrganizationMember200JSONResponse Member
+
+func (response UpdateOrganizationMember200JSONResponse) VisitUpdateOrganizationMemberResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateOrganizationMemberdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response UpdateOrganizationMemberdefaultJSONResponse) VisitUpdateOrganizationMemberResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type TransferProjectsFromOrgToOrgRequestObject struct {
+	SourceOrgID ResourceID `json:"source_org_id"`
+	Body        *TransferProjectsFromOrgToOrgJSONRequestBody
+}
+
+type TransferProjectsFromOrgToOrgResponseObject interface {
+	VisitTransferProjectsFromOrgToOrgResponse(w http.ResponseWriter) error
+}
+
+type TransferProjectsFromOrgToOrg200JSONResponse EmptyObject
+
+func (response TransferProjectsFromOrgToOrg200JSONResponse) VisitTransferProjectsFromOrgToOrgResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type TransferProjectsFromOrgToOrgdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response TransferProjectsFromOrgToOrgdefaultJSONResponse) VisitTransferProjectsFromOrgToOrgResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -11465,6 +16417,45 @@ type CreateProjectdefaultJSONResponse struct {
 }
 
 func (response CreateProjectdefaultJSONResponse) VisitCreateProjectResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSharedProjectsRequestObject struct {
+	Params ListSharedProjectsParams
+}
+
+type ListSharedProjectsResponseObject interface {
+	VisitListSharedProjectsResponse(w http.ResponseWriter) error
+}
+
+type ListSharedProjects200JSONResponse SharedProjectList
+
+func (response ListSharedProjects200JSONResponse) VisitListSharedProjectsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSharedProjectsdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response ListSharedProjectsdefaultJSONResponse) VisitListSharedProjectsResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -12797,6 +17788,125 @@ func (response SuspendProjectEndpointdefaultJSONResponse) VisitSuspendProjectEnd
 	return err
 }
 
+type GetProjectJWKSRequestObject struct {
+	ProjectID ProjectID `json:"project_id"`
+}
+
+type GetProjectJWKSResponseObject interface {
+	VisitGetProjectJWKSResponse(w http.ResponseWriter) error
+}
+
+type GetProjectJWKS200JSONResponse ProjectJWKSList
+
+func (response GetProjectJWKS200JSONResponse) VisitGetProjectJWKSResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetProjectJWKSdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GetProjectJWKSdefaultJSONResponse) VisitGetProjectJWKSResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddProjectJWKSRequestObject struct {
+	ProjectID ProjectID `json:"project_id"`
+	Body      *AddProjectJWKSJSONRequestBody
+}
+
+type AddProjectJWKSResponseObject interface {
+	VisitAddProjectJWKSResponse(w http.ResponseWriter) error
+}
+
+type AddProjectJWKS201JSONResponse JWKSCreated
+
+func (response AddProjectJWKS201JSONResponse) VisitAddProjectJWKSResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddProjectJWKSdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response AddProjectJWKSdefaultJSONResponse) VisitAddProjectJWKSResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteProjectJWKSRequestObject struct {
+	ProjectID ProjectID `json:"project_id"`
+	JwksID    string    `json:"jwks_id"`
+}
+
+type DeleteProjectJWKSResponseObject interface {
+	VisitDeleteProjectJWKSResponse(w http.ResponseWriter) error
+}
+
+type DeleteProjectJWKS200JSONResponse JWKS
+
+func (response DeleteProjectJWKS200JSONResponse) VisitDeleteProjectJWKSResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteProjectJWKSdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response DeleteProjectJWKSdefaultJSONResponse) VisitDeleteProjectJWKSResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ListProjectOperationsRequestObject struct {
 	ProjectID ProjectID `json:"project_id"`
 	Params    ListProjectOperationsParams
@@ -12866,6 +17976,200 @@ type GetProjectOperationdefaultJSONResponse struct {
 }
 
 func (response GetProjectOperationdefaultJSONResponse) VisitGetProjectOperationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListProjectPermissionsRequestObject struct {
+	ProjectID ProjectID `json:"project_id"`
+}
+
+type ListProjectPermissionsResponseObject interface {
+	VisitListProjectPermissionsResponse(w http.ResponseWriter) error
+}
+
+type ListProjectPermissions200JSONResponse ProjectPermissions
+
+func (response ListProjectPermissions200JSONResponse) VisitListProjectPermissionsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListProjectPermissionsdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response ListProjectPermissionsdefaultJSONResponse) VisitListProjectPermissionsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GrantPermissionToProjectRequestObject struct {
+	ProjectID ProjectID `json:"project_id"`
+	Body      *GrantPermissionToProjectJSONRequestBody
+}
+
+type GrantPermissionToProjectResponseObject interface {
+	VisitGrantPermissionToProjectResponse(w http.ResponseWriter) error
+}
+
+type GrantPermissionToProject200JSONResponse ProjectPermission
+
+func (response GrantPermissionToProject200JSONResponse) VisitGrantPermissionToProjectResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GrantPermissionToProjectdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GrantPermissionToProjectdefaultJSONResponse) VisitGrantPermissionToProjectResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RevokePermissionFromProjectRequestObject struct {
+	ProjectID    ProjectID `json:"project_id"`
+	PermissionID string    `json:"permission_id"`
+}
+
+type RevokePermissionFromProjectResponseObject interface {
+	VisitRevokePermissionFromProjectResponse(w http.ResponseWriter) error
+}
+
+type RevokePermissionFromProject200JSONResponse ProjectPermission
+
+func (response RevokePermissionFromProject200JSONResponse) VisitRevokePermissionFromProjectResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RevokePermissionFromProjectdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response RevokePermissionFromProjectdefaultJSONResponse) VisitRevokePermissionFromProjectResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateProjectTransferRequestRequestObject struct {
+	ProjectID ProjectID `json:"project_id"`
+	Body      *CreateProjectTransferRequestJSONRequestBody
+}
+
+type CreateProjectTransferRequestResponseObject interface {
+	VisitCreateProjectTransferRequestResponse(w http.ResponseWriter) error
+}
+
+type CreateProjectTransferRequest201JSONResponse ProjectTransferRequest
+
+func (response CreateProjectTransferRequest201JSONResponse) VisitCreateProjectTransferRequestResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateProjectTransferRequestdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response CreateProjectTransferRequestdefaultJSONResponse) VisitCreateProjectTransferRequestResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AcceptProjectTransferRequestRequestObject struct {
+	ProjectID ProjectID  `json:"project_id"`
+	RequestID ResourceID `json:"request_id"`
+	Body      *AcceptProjectTransferRequestJSONRequestBody
+}
+
+type AcceptProjectTransferRequestResponseObject interface {
+	VisitAcceptProjectTransferRequestResponse(w http.ResponseWriter) error
+}
+
+type AcceptProjectTransferRequest204Response struct {
+}
+
+func (response AcceptProjectTransferRequest204Response) VisitAcceptProjectTransferRequestResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type AcceptProjectTransferRequestdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response AcceptProjectTransferRequestdefaultJSONResponse) VisitAcceptProjectTransferRequestResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -12992,6 +18296,45 @@ func (response GetCurrentUserOrganizationsdefaultJSONResponse) VisitGetCurrentUs
 	return err
 }
 
+type TransferProjectsFromUserToOrgRequestObject struct {
+	Body *TransferProjectsFromUserToOrgJSONRequestBody
+}
+
+type TransferProjectsFromUserToOrgResponseObject interface {
+	VisitTransferProjectsFromUserToOrgResponse(w http.ResponseWriter) error
+}
+
+type TransferProjectsFromUserToOrg200JSONResponse EmptyObject
+
+func (response TransferProjectsFromUserToOrg200JSONResponse) VisitTransferProjectsFromUserToOrgResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type TransferProjectsFromUserToOrgdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response TransferProjectsFromUserToOrgdefaultJSONResponse) VisitTransferProjectsFromUserToOrgResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 // StrictServerInterface represents all server handlers.
 type StrictServerInterface interface {
 	// ListAPIKeys List the caller's keys, without their secrets
@@ -13003,15 +18346,45 @@ type StrictServerInterface interface {
 	// RevokeAPIKey Revoke a key; it stops working at once
 	// (DELETE /api_keys/{key_id})
 	RevokeAPIKey(ctx context.Context, request RevokeAPIKeyRequestObject) (RevokeAPIKeyResponseObject, error)
+	// GetAuthDetails Show what kind of key this is and whose
+	// (GET /auth)
+	GetAuthDetails(ctx context.Context, request GetAuthDetailsRequestObject) (GetAuthDetailsResponseObject, error)
 	// GetOrganization Show one organization
 	// (GET /organizations/{org_id})
 	GetOrganization(ctx context.Context, request GetOrganizationRequestObject) (GetOrganizationResponseObject, error)
+	// ListOrgAPIKeys List the keys of an organization and of its projects, without their secrets
+	// (GET /organizations/{org_id}/api_keys)
+	ListOrgAPIKeys(ctx context.Context, request ListOrgAPIKeysRequestObject) (ListOrgAPIKeysResponseObject, error)
+	// CreateOrgAPIKey Make a key of an organization or of one of its projects; its secret is shown this once
+	// (POST /organizations/{org_id}/api_keys)
+	CreateOrgAPIKey(ctx context.Context, request CreateOrgAPIKeyRequestObject) (CreateOrgAPIKeyResponseObject, error)
+	// RevokeOrgAPIKey Revoke a key of an organization; it stops working at once
+	// (DELETE /organizations/{org_id}/api_keys/{key_id})
+	RevokeOrgAPIKey(ctx context.Context, request RevokeOrgAPIKeyRequestObject) (RevokeOrgAPIKeyResponseObject, error)
+	// GetOrganizationMembers List the members of an organization
+	// (GET /organizations/{org_id}/members)
+	GetOrganizationMembers(ctx context.Context, request GetOrganizationMembersRequestObject) (GetOrganizationMembersResponseObject, error)
+	// RemoveOrganizationMember Remove a member; an organization keeps one admin
+	// (DELETE /organizations/{org_id}/members/{member_id})
+	RemoveOrganizationMember(ctx context.Context, request RemoveOrganizationMemberRequestObject) (RemoveOrganizationMemberResponseObject, error)
+	// GetOrganizationMember Show one member
+	// (GET /organizations/{org_id}/members/{member_id})
+	GetOrganizationMember(ctx context.Context, request GetOrganizationMemberRequestObject) (GetOrganizationMemberResponseObject, error)
+	// UpdateOrganizationMember Give a member another role; an organization keeps one admin
+	// (PATCH /organizations/{org_id}/members/{member_id})
+	UpdateOrganizationMember(ctx context.Context, request UpdateOrganizationMemberRequestObject) (UpdateOrganizationMemberResponseObject, error)
+	// TransferProjectsFromOrgToOrg Give projects of an organization to another one
+	// (POST /organizations/{source_org_id}/projects/transfer)
+	TransferProjectsFromOrgToOrg(ctx context.Context, request TransferProjectsFromOrgToOrgRequestObject) (TransferProjectsFromOrgToOrgResponseObject, error)
 	// ListProjects List the projects that the key can see, ordered by id
 	// (GET /projects)
 	ListProjects(ctx context.Context, request ListProjectsRequestObject) (ListProjectsResponseObject, error)
 	// CreateProject Make a project with a default branch, role, database and endpoint
 	// (POST /projects)
 	CreateProject(ctx context.Context, request CreateProjectRequestObject) (CreateProjectResponseObject, error)
+	// ListSharedProjects List the projects of others that are shared with the user, ordered by id
+	// (GET /projects/shared)
+	ListSharedProjects(ctx context.Context, request ListSharedProjectsRequestObject) (ListSharedProjectsResponseObject, error)
 	// DeleteProject Delete a project with everything in it
 	// (DELETE /projects/{project_id})
 	DeleteProject(ctx context.Context, request DeleteProjectRequestObject) (DeleteProjectResponseObject, error)
@@ -13108,12 +18481,36 @@ type StrictServerInterface interface {
 	// SuspendProjectEndpoint Put the compute of an endpoint to sleep and cut its connections
 	// (POST /projects/{project_id}/endpoints/{endpoint_id}/suspend)
 	SuspendProjectEndpoint(ctx context.Context, request SuspendProjectEndpointRequestObject) (SuspendProjectEndpointResponseObject, error)
+	// GetProjectJWKS List where the keys of the project's tokens are published
+	// (GET /projects/{project_id}/jwks)
+	GetProjectJWKS(ctx context.Context, request GetProjectJWKSRequestObject) (GetProjectJWKSResponseObject, error)
+	// AddProjectJWKS Store where the keys of the project's tokens are published
+	// (POST /projects/{project_id}/jwks)
+	AddProjectJWKS(ctx context.Context, request AddProjectJWKSRequestObject) (AddProjectJWKSResponseObject, error)
+	// DeleteProjectJWKS Remove what addProjectJWKS stored
+	// (DELETE /projects/{project_id}/jwks/{jwks_id})
+	DeleteProjectJWKS(ctx context.Context, request DeleteProjectJWKSRequestObject) (DeleteProjectJWKSResponseObject, error)
 	// ListProjectOperations List a project's operations, newest first
 	// (GET /projects/{project_id}/operations)
 	ListProjectOperations(ctx context.Context, request ListProjectOperationsRequestObject) (ListProjectOperationsResponseObject, error)
 	// GetProjectOperation Show where an operation stands
 	// (GET /projects/{project_id}/operations/{operation_id})
 	GetProjectOperation(ctx context.Context, request GetProjectOperationRequestObject) (GetProjectOperationResponseObject, error)
+	// ListProjectPermissions List with whom a project is shared
+	// (GET /projects/{project_id}/permissions)
+	ListProjectPermissions(ctx context.Context, request ListProjectPermissionsRequestObject) (ListProjectPermissionsResponseObject, error)
+	// GrantPermissionToProject Share a project with whoever has an e-mail address
+	// (POST /projects/{project_id}/permissions)
+	GrantPermissionToProject(ctx context.Context, request GrantPermissionToProjectRequestObject) (GrantPermissionToProjectResponseObject, error)
+	// RevokePermissionFromProject Stop sharing a project with someone
+	// (DELETE /projects/{project_id}/permissions/{permission_id})
+	RevokePermissionFromProject(ctx context.Context, request RevokePermissionFromProjectRequestObject) (RevokePermissionFromProjectResponseObject, error)
+	// CreateProjectTransferRequest Offer a project to whoever gets to know the request's id
+	// (POST /projects/{project_id}/transfer_requests)
+	CreateProjectTransferRequest(ctx context.Context, request CreateProjectTransferRequestRequestObject) (CreateProjectTransferRequestResponseObject, error)
+	// AcceptProjectTransferRequest Take an offered project over
+	// (PUT /projects/{project_id}/transfer_requests/{request_id})
+	AcceptProjectTransferRequest(ctx context.Context, request AcceptProjectTransferRequestRequestObject) (AcceptProjectTransferRequestResponseObject, error)
 	// GetActiveRegions List the regions
 	// (GET /regions)
 	GetActiveRegions(ctx context.Context, request GetActiveRegionsRequestObject) (GetActiveRegionsResponseObject, error)
@@ -13123,6 +18520,9 @@ type StrictServerInterface interface {
 	// GetCurrentUserOrganizations List the organizations that the user is a member of
 	// (GET /users/me/organizations)
 	GetCurrentUserOrganizations(ctx context.Context, request GetCurrentUserOrganizationsRequestObject) (GetCurrentUserOrganizationsResponseObject, error)
+	// TransferProjectsFromUserToOrg Give projects of the user's organizations to another organization
+	// (POST /users/me/projects/transfer)
+	TransferProjectsFromUserToOrg(ctx context.Context, request TransferProjectsFromUserToOrgRequestObject) (TransferProjectsFromUserToOrgResponseObject, error)
 }
 
 type StrictHandlerFunc func(ctx context.Context, w http.ResponseWriter, r *http.Request, request any) (any, error)
@@ -13245,6 +18645,30 @@ func (sh *strictHandler) RevokeAPIKey(w http.ResponseWriter, r *http.Request, ke
 	}
 }
 
+// GetAuthDetails operation middleware
+func (sh *strictHandler) GetAuthDetails(w http.ResponseWriter, r *http.Request) {
+	var request GetAuthDetailsRequestObject
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetAuthDetails(ctx, request.(GetAuthDetailsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetAuthDetails")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetAuthDetailsResponseObject); ok {
+		if err := validResponse.VisitGetAuthDetailsResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // GetOrganization operation middleware
 func (sh *strictHandler) GetOrganization(w http.ResponseWriter, r *http.Request, orgID ResourceID) {
 	var request GetOrganizationRequestObject
@@ -13264,6 +18688,240 @@ func (sh *strictHandler) GetOrganization(w http.ResponseWriter, r *http.Request,
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(GetOrganizationResponseObject); ok {
 		if err := validResponse.VisitGetOrganizationResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ListOrgAPIKeys operation middleware
+func (sh *strictHandler) ListOrgAPIKeys(w http.ResponseWriter, r *http.Request, orgID ResourceID) {
+	var request ListOrgAPIKeysRequestObject
+
+	request.OrgID = orgID
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ListOrgAPIKeys(ctx, request.(ListOrgAPIKeysRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListOrgAPIKeys")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ListOrgAPIKeysResponseObject); ok {
+		if err := validResponse.VisitListOrgAPIKeysResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// CreateOrgAPIKey operation middleware
+func (sh *strictHandler) CreateOrgAPIKey(w http.ResponseWriter, r *http.Request, orgID ResourceID) {
+	var request CreateOrgAPIKeyRequestObject
+
+	request.OrgID = orgID
+
+	var body CreateOrgAPIKeyJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateOrgAPIKey(ctx, request.(CreateOrgAPIKeyRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateOrgAPIKey")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(CreateOrgAPIKeyResponseObject); ok {
+		if err := validResponse.VisitCreateOrgAPIKeyResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// RevokeOrgAPIKey operation middleware
+func (sh *strictHandler) RevokeOrgAPIKey(w http.ResponseWriter, r *http.Request, orgID ResourceID, keyID int64) {
+	var request RevokeOrgAPIKeyRequestObject
+
+	request.OrgID = orgID
+	request.KeyID = keyID
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.RevokeOrgAPIKey(ctx, request.(RevokeOrgAPIKeyRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RevokeOrgAPIKey")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(RevokeOrgAPIKeyResponseObject); ok {
+		if err := validResponse.VisitRevokeOrgAPIKeyResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetOrganizationMembers operation middleware
+func (sh *strictHandler) GetOrganizationMembers(w http.ResponseWriter, r *http.Request, orgID ResourceID, params GetOrganizationMembersParams) {
+	var request GetOrganizationMembersRequestObject
+
+	request.OrgID = orgID
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetOrganizationMembers(ctx, request.(GetOrganizationMembersRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetOrganizationMembers")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetOrganizationMembersResponseObject); ok {
+		if err := validResponse.VisitGetOrganizationMembersResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// RemoveOrganizationMember operation middleware
+func (sh *strictHandler) RemoveOrganizationMember(w http.ResponseWriter, r *http.Request, orgID ResourceID, memberID UUID) {
+	var request RemoveOrganizationMemberRequestObject
+
+	request.OrgID = orgID
+	request.MemberID = memberID
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.RemoveOrganizationMember(ctx, request.(RemoveOrganizationMemberRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RemoveOrganizationMember")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(RemoveOrganizationMemberResponseObject); ok {
+		if err := validResponse.VisitRemoveOrganizationMemberResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetOrganizationMember operation middleware
+func (sh *strictHandler) GetOrganizationMember(w http.ResponseWriter, r *http.Request, orgID ResourceID, memberID UUID) {
+	var request GetOrganizationMemberRequestObject
+
+	request.OrgID = orgID
+	request.MemberID = memberID
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetOrganizationMember(ctx, request.(GetOrganizationMemberRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetOrganizationMember")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetOrganizationMemberResponseObject); ok {
+		if err := validResponse.VisitGetOrganizationMemberResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// UpdateOrganizationMember operation middleware
+func (sh *strictHandler) UpdateOrganizationMember(w http.ResponseWriter, r *http.Request, orgID ResourceID, memberID UUID) {
+	var request UpdateOrganizationMemberRequestObject
+
+	request.OrgID = orgID
+	request.MemberID = memberID
+
+	var body UpdateOrganizationMemberJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.UpdateOrganizationMember(ctx, request.(UpdateOrganizationMemberRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "UpdateOrganizationMember")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(UpdateOrganizationMemberResponseObject); ok {
+		if err := validResponse.VisitUpdateOrganizationMemberResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// TransferProjectsFromOrgToOrg operation middleware
+func (sh *strictHandler) TransferProjectsFromOrgToOrg(w http.ResponseWriter, r *http.Request, sourceOrgID ResourceID) {
+	var request TransferProjectsFromOrgToOrgRequestObject
+
+	request.SourceOrgID = sourceOrgID
+
+	var body TransferProjectsFromOrgToOrgJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.TransferProjectsFromOrgToOrg(ctx, request.(TransferProjectsFromOrgToOrgRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "TransferProjectsFromOrgToOrg")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(TransferProjectsFromOrgToOrgResponseObject); ok {
+		if err := validResponse.VisitTransferProjectsFromOrgToOrgResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {
@@ -13321,6 +18979,32 @@ func (sh *strictHandler) CreateProject(w http.ResponseWriter, r *http.Request) {
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(CreateProjectResponseObject); ok {
 		if err := validResponse.VisitCreateProjectResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ListSharedProjects operation middleware
+func (sh *strictHandler) ListSharedProjects(w http.ResponseWriter, r *http.Request, params ListSharedProjectsParams) {
+	var request ListSharedProjectsRequestObject
+
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ListSharedProjects(ctx, request.(ListSharedProjectsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListSharedProjects")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ListSharedProjectsResponseObject); ok {
+		if err := validResponse.VisitListSharedProjectsResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {
@@ -14252,6 +19936,92 @@ func (sh *strictHandler) SuspendProjectEndpoint(w http.ResponseWriter, r *http.R
 	}
 }
 
+// GetProjectJWKS operation middleware
+func (sh *strictHandler) GetProjectJWKS(w http.ResponseWriter, r *http.Request, projectID ProjectID) {
+	var request GetProjectJWKSRequestObject
+
+	request.ProjectID = projectID
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetProjectJWKS(ctx, request.(GetProjectJWKSRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetProjectJWKS")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetProjectJWKSResponseObject); ok {
+		if err := validResponse.VisitGetProjectJWKSResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// AddProjectJWKS operation middleware
+func (sh *strictHandler) AddProjectJWKS(w http.ResponseWriter, r *http.Request, projectID ProjectID) {
+	var request AddProjectJWKSRequestObject
+
+	request.ProjectID = projectID
+
+	var body AddProjectJWKSJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.AddProjectJWKS(ctx, request.(AddProjectJWKSRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "AddProjectJWKS")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(AddProjectJWKSResponseObject); ok {
+		if err := validResponse.VisitAddProjectJWKSResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// DeleteProjectJWKS operation middleware
+func (sh *strictHandler) DeleteProjectJWKS(w http.ResponseWriter, r *http.Request, projectID ProjectID, jwksID string) {
+	var request DeleteProjectJWKSRequestObject
+
+	request.ProjectID = projectID
+	request.JwksID = jwksID
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.DeleteProjectJWKS(ctx, request.(DeleteProjectJWKSRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DeleteProjectJWKS")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(DeleteProjectJWKSResponseObject); ok {
+		if err := validResponse.VisitDeleteProjectJWKSResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // ListProjectOperations operation middleware
 func (sh *strictHandler) ListProjectOperations(w http.ResponseWriter, r *http.Request, projectID ProjectID, params ListProjectOperationsParams) {
 	var request ListProjectOperationsRequestObject
@@ -14299,6 +20069,165 @@ func (sh *strictHandler) GetProjectOperation(w http.ResponseWriter, r *http.Requ
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(GetProjectOperationResponseObject); ok {
 		if err := validResponse.VisitGetProjectOperationResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ListProjectPermissions operation middleware
+func (sh *strictHandler) ListProjectPermissions(w http.ResponseWriter, r *http.Request, projectID ProjectID) {
+	var request ListProjectPermissionsRequestObject
+
+	request.ProjectID = projectID
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ListProjectPermissions(ctx, request.(ListProjectPermissionsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListProjectPermissions")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ListProjectPermissionsResponseObject); ok {
+		if err := validResponse.VisitListProjectPermissionsResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GrantPermissionToProject operation middleware
+func (sh *strictHandler) GrantPermissionToProject(w http.ResponseWriter, r *http.Request, projectID ProjectID) {
+	var request GrantPermissionToProjectRequestObject
+
+	request.ProjectID = projectID
+
+	var body GrantPermissionToProjectJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GrantPermissionToProject(ctx, request.(GrantPermissionToProjectRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GrantPermissionToProject")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GrantPermissionToProjectResponseObject); ok {
+		if err := validResponse.VisitGrantPermissionToProjectResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// RevokePermissionFromProject operation middleware
+func (sh *strictHandler) RevokePermissionFromProject(w http.ResponseWriter, r *http.Request, projectID ProjectID, permissionID string) {
+	var request RevokePermissionFromProjectRequestObject
+
+	request.ProjectID = projectID
+	request.PermissionID = permissionID
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.RevokePermissionFromProject(ctx, request.(RevokePermissionFromProjectRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RevokePermissionFromProject")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(RevokePermissionFromProjectResponseObject); ok {
+		if err := validResponse.VisitRevokePermissionFromProjectResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// CreateProjectTransferRequest operation middleware
+func (sh *strictHandler) CreateProjectTransferRequest(w http.ResponseWriter, r *http.Request, projectID ProjectID) {
+	var request CreateProjectTransferRequestRequestObject
+
+	request.ProjectID = projectID
+
+	var body CreateProjectTransferRequestJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		if !errors.Is(err, io.EOF) {
+			sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+			return
+		}
+	} else {
+		request.Body = &body
+	}
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateProjectTransferRequest(ctx, request.(CreateProjectTransferRequestRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateProjectTransferRequest")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(CreateProjectTransferRequestResponseObject); ok {
+		if err := validResponse.VisitCreateProjectTransferRequestResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// AcceptProjectTransferRequest operation middleware
+func (sh *strictHandler) AcceptProjectTransferRequest(w http.ResponseWriter, r *http.Request, projectID ProjectID, requestID ResourceID) {
+	var request AcceptProjectTransferRequestRequestObject
+
+	request.ProjectID = projectID
+	request.RequestID = requestID
+
+	var body AcceptProjectTransferRequestJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		if !errors.Is(err, io.EOF) {
+			sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+			return
+		}
+	} else {
+		request.Body = &body
+	}
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.AcceptProjectTransferRequest(ctx, request.(AcceptProjectTransferRequestRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "AcceptProjectTransferRequest")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(AcceptProjectTransferRequestResponseObject); ok {
+		if err := validResponse.VisitAcceptProjectTransferRequestResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {
@@ -14373,6 +20302,37 @@ func (sh *strictHandler) GetCurrentUserOrganizations(w http.ResponseWriter, r *h
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(GetCurrentUserOrganizationsResponseObject); ok {
 		if err := validResponse.VisitGetCurrentUserOrganizationsResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// TransferProjectsFromUserToOrg operation middleware
+func (sh *strictHandler) TransferProjectsFromUserToOrg(w http.ResponseWriter, r *http.Request) {
+	var request TransferProjectsFromUserToOrgRequestObject
+
+	var body TransferProjectsFromUserToOrgJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.TransferProjectsFromUserToOrg(ctx, request.(TransferProjectsFromUserToOrgRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "TransferProjectsFromUserToOrg")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(TransferProjectsFromUserToOrgResponseObject); ok {
+		if err := validResponse.VisitTransferProjectsFromUserToOrgResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

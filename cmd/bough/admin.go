@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/boughdb/bough/internal/control"
+	"github.com/boughdb/bough/internal/core"
 	"github.com/boughdb/bough/internal/service"
 )
 
@@ -39,7 +40,7 @@ func adminCommand() *cobra.Command {
 		g.AddCommand(subs...)
 		return g
 	}
-	var email, name, org, project string
+	var email, name, org, project, role string
 	var id int64
 
 	addUser := &cobra.Command{Use: "create", Short: "Make a user with an organization and a personal key", Args: cobra.NoArgs,
@@ -88,6 +89,20 @@ func adminCommand() *cobra.Command {
 			}
 			return flush(w, err)
 		})}
+	setMember := &cobra.Command{Use: "set-member", Short: "Make a user a member of an organization, or change or end the membership", Args: cobra.NoArgs,
+		Example: "  bough admin orgs set-member --org-id org-quiet-river-12345678 --email ada@example.com --role admin",
+		RunE: with(func(cmd *cobra.Command, a control.Admin) error {
+			switch role {
+			case "none":
+				role = ""
+			case "":
+				return core.Invalidf("--role must be admin, member or none")
+			}
+			return a.SetMember(cmd.Context(), org, email, role)
+		})}
+	setMember.Flags().StringVar(&org, "org-id", "", "the organization")
+	setMember.Flags().StringVar(&email, "email", "", "e-mail address of the user")
+	setMember.Flags().StringVar(&role, "role", "", "admin, member, or none to end the membership")
 
 	addKey := &cobra.Command{Use: "create", Short: "Make a key: a user's, an organization's, or for one project", Args: cobra.NoArgs,
 		Example: "  bough admin keys create --name ci --org-id org-quiet-river-12345678",
@@ -124,7 +139,7 @@ func adminCommand() *cobra.Command {
 	for _, required := range []struct {
 		cmd   *cobra.Command
 		names []string
-	}{{addUser, []string{"email", "name"}}, {addOrg, []string{"email", "name"}}, {addKey, []string{"name"}}, {revokeKey, []string{"id"}}} {
+	}{{addUser, []string{"email", "name"}}, {addOrg, []string{"email", "name"}}, {addKey, []string{"name"}}, {setMember, []string{"org-id", "email", "role"}}, {revokeKey, []string{"id"}}} {
 		for _, n := range required.names {
 			if err := required.cmd.MarkFlagRequired(n); err != nil {
 				panic(err)
@@ -135,7 +150,7 @@ func adminCommand() *cobra.Command {
 	addKey.MarkFlagsMutuallyExclusive("email", "org-id")
 	cmd.AddCommand(
 		group("users", "Users", addUser, listUsers),
-		group("orgs", "Organizations", addOrg, listOrgs),
+		group("orgs", "Organizations", addOrg, listOrgs, setMember),
 		group("keys", "API keys", addKey, listKeys, revokeKey),
 	)
 	return cmd

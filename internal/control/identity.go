@@ -31,14 +31,12 @@ func (s *Service) Authenticate(ctx context.Context, secret, addr string) (core.C
 	if k.OrgID != "" {
 		c.OrgIDs = []string{k.OrgID}
 	} else {
-		c.UserID, c.UserName = k.UserID, k.UserName
-		orgs, err := s.Store.UserOrganizations(ctx, k.UserID)
+		c.UserID, c.UserName, c.UserEmail = k.UserID, k.UserName, k.UserEmail
+		list, err := s.Store.UserMemberships(ctx, k.UserID)
 		if err != nil {
 			return core.Caller{}, err
 		}
-		for _, o := range orgs {
-			c.OrgIDs = append(c.OrgIDs, o.ID)
-		}
+		setMemberships(&c, list)
 	}
 	if k.LastUsedAt == nil || time.Since(*k.LastUsedAt) > touchEvery {
 		if err := s.Store.TouchKey(ctx, k.ID, hostOnly(addr)); err != nil {
@@ -48,17 +46,9 @@ func (s *Service) Authenticate(ctx context.Context, secret, addr string) (core.C
 	return c, nil
 }
 
-// personal refuses what only a user's own key may do.
-func personal(c core.Caller) error {
-	if c.UserID == "" {
-		return core.NotFoundf("not available to organization API keys; use a personal API key")
-	}
-	return nil
-}
-
 // ListKeys returns the caller's personal keys.
 func (s *Service) ListKeys(ctx context.Context, c core.Caller) ([]core.APIKey, error) {
-	if err := personal(c); err != nil {
+	if err := apart(c); err != nil {
 		return nil, err
 	}
 	keys, err := s.Store.PersonalKeys(ctx, c.UserID)
@@ -70,7 +60,7 @@ func (s *Service) ListKeys(ctx context.Context, c core.Caller) ([]core.APIKey, e
 
 // CreateKey makes a personal key for the caller.
 func (s *Service) CreateKey(ctx context.Context, c core.Caller, name string) (KeyCreated, error) {
-	if err := personal(c); err != nil {
+	if err := apart(c); err != nil {
 		return KeyCreated{}, err
 	}
 	return insertKey(ctx, s.Store.Q, core.APIKey{Name: name, UserID: c.UserID, UserName: c.UserName})
@@ -89,7 +79,7 @@ func insertKey(ctx context.Context, q store.Q, k core.APIKey) (KeyCreated, error
 
 // RevokeKey revokes a personal key of the caller.
 func (s *Service) RevokeKey(ctx context.Context, c core.Caller, id int64) (core.APIKey, error) {
-	if err := personal(c); err != nil {
+	if err := apart(c); err != nil {
 		return core.APIKey{}, err
 	}
 	k, err := s.Store.RevokePersonalKey(ctx, id, c.UserID)
@@ -102,7 +92,7 @@ func (s *Service) RevokeKey(ctx context.Context, c core.Caller, id int64) (core.
 
 // Me returns the caller's user; an organization's key gets KindNotFound.
 func (s *Service) Me(ctx context.Context, c core.Caller) (core.User, error) {
-	if err := personal(c); err != nil {
+	if err := apart(c); err != nil {
 		return core.User{}, err
 	}
 	return s.Store.User(ctx, c.UserID)
@@ -110,20 +100,10 @@ func (s *Service) Me(ctx context.Context, c core.Caller) (core.User, error) {
 
 // MyOrganizations returns the organizations that the caller's user is a member of.
 func (s *Service) MyOrganizations(ctx context.Context, c core.Caller) ([]core.Organization, error) {
-	if err := personal(c); err != nil {
+	if err := apart(c); err != nil {
 		return nil, err
 	}
 	return s.Store.UserOrganizations(ctx, c.UserID)
-}
-
-// GetOrganization returns one organization.
-func (s *Service) GetOrganization(ctx context.Context, c core.Caller, id string) (core.Organization, error) {
-	for _, own := range c.OrgIDs {
-		if own == id {
-			return s.Store.Organization(ctx, id)
-		}
-	}
-	return core.Organization{}, core.NotFoundf("organization %q not found", clip(id))
 }
 
 // Regions returns the regions; the first is the default.
@@ -177,10 +157,11 @@ func addUser(ctx context.Context, q store.Q, email, name string) (core.User, cor
 	if err := checkName("name", name, 128); err != nil {
 		return core.User{}, core.Organization{}, err
 	}
-	if at := strings.IndexByte(email, '@'); at < 1 || at == len(email)-1 || len(email) > 254 || strings.ContainsAny(email, " \t\r\n") {
-		return core.User{}, core.Organization{}, core.Invalidf("%q is not an e-mail address", clip(email))
+	email, err := cleanEmail(email)
+	if err != nil {
+		return core.User{}, core.Organization{}, err
 	}
-	user, err := q.InsertUser(ctx, core.NewUUID(), strings.ToLower(email), name)
+	user, err := q.InsertUser(ctx, core.NewUUID(), email, name)
 	if err != nil {
 		return user, core.Organization{}, err
 	}
@@ -197,7 +178,7 @@ func addOrg(ctx context.Context, q store.Q, name, adminID string) (core.Organiza
 	if err != nil {
 		return org, err
 	}
-	return org, q.SetMembership(ctx, org.ID, adminID, "admin")
+	return org, q.SetMembership(ctx, org.ID, adminID, core.RoleAdmin)
 }
 
 // AddOrg makes an organization whose admin is the user with that e-mail address.
@@ -211,6 +192,31 @@ func (a Admin) AddOrg(ctx context.Context, name, email string) (org core.Organiz
 		return err
 	})
 	return org, err
+}
+
+// SetMember makes the user with that e-mail address a member of an organization with a role, or removes it with role "".
+func (a Admin) SetMember(ctx context.Context, orgID, email, role string) error {
+	if role != "" && role != core.RoleAdmin && role != core.RoleMember {
+		return core.Invalidf("role must be %s or %s", core.RoleAdmin, core.RoleMember)
+	}
+	return a.Store.Tx(ctx, func(q store.Q) error {
+		if _, err := q.LockOrganization(ctx, orgID); err != nil {
+			return err
+		}
+		user, err := q.UserByEmail(ctx, strings.ToLower(email))
+		if err != nil {
+			return err
+		}
+		m, err := q.MemberByUser(ctx, orgID, user.ID)
+		if core.IsKind(err, core.KindNotFound) && role != "" {
+			return q.SetMembership(ctx, orgID, user.ID, role)
+		}
+		if err != nil {
+			return err
+		}
+		_, err = changeMember(ctx, q, orgID, m.ID, role)
+		return err
+	})
 }
 
 // AddKey makes a key: personal for the user with that e-mail address, or, with orgID, of that organization, which

@@ -74,17 +74,17 @@ func (s *Service) runnable(ctx context.Context, q store.Q, projectID string) err
 
 // orgFor chooses the organization of a new project.
 func orgFor(c core.Caller, asked string) (string, error) {
-	switch {
-	case c.ProjectID != "":
-		return "", core.Errorf(core.KindForbidden, "", "a project-scoped API key cannot create projects")
-	case asked == "" && c.OrgID != "":
-		return "", core.Invalidf("org_id is required with an organization API key; it is %s", c.OrgID)
-	case asked == "" && len(c.OrgIDs) > 0:
-		return c.OrgIDs[0], nil
-	case asked != "" && slices.Contains(c.OrgIDs, asked):
-		return asked, nil
+	orgID := asked
+	if asked == "" && len(c.OrgIDs) > 0 {
+		orgID = c.OrgIDs[0]
 	}
-	return "", core.NotFoundf("organization %q not found", clip(asked))
+	if err := inOrg(c, c.Operation, orgID); err != nil {
+		return "", err
+	}
+	if asked == "" && c.OrgID != "" {
+		return "", core.Invalidf("org_id is required with an organization API key; it is %s", c.OrgID)
+	}
+	return orgID, nil
 }
 
 // CreateProject makes a project with its default branch, role, database and endpoint.
@@ -214,13 +214,14 @@ func (s *Service) connection(endpointID, role, password, database string) Connec
 
 // ListProjects returns a page of the projects that the caller can see.
 func (s *Service) ListProjects(ctx context.Context, c core.Caller, p ListProjects) (ProjectPage, error) {
-	f := store.ProjectFilter{OrgIDs: c.OrgIDs, ProjectID: c.ProjectID, Search: p.Search, After: p.Cursor, Limit: p.Limit}
-	switch {
-	case f.Limit == 0:
-		f.Limit = 10
-	case f.Limit < 1 || f.Limit > 400:
-		return ProjectPage{}, core.Invalidf("limit must be between 1 and 400")
+	if err := apart(c); err != nil {
+		return ProjectPage{}, err
 	}
+	limit, err := pageSize(p.Limit)
+	if err != nil {
+		return ProjectPage{}, err
+	}
+	f := store.ProjectFilter{OrgIDs: c.OrgIDs, ProjectID: c.ProjectID, Search: p.Search, After: p.Cursor, Limit: limit}
 	if p.OrgID != "" {
 		if !slices.Contains(c.OrgIDs, p.OrgID) {
 			return ProjectPage{}, core.NotFoundf("organization %q not found", clip(p.OrgID))
@@ -230,15 +231,28 @@ func (s *Service) ListProjects(ctx context.Context, c core.Caller, p ListProject
 		return ProjectPage{}, core.Invalidf("org_id is required with an organization API key; it is %s", c.OrgID)
 	}
 	list, err := s.Store.ListProjects(ctx, f)
-	if err != nil {
-		return ProjectPage{}, err
+	return s.projectPage(list, p.Cursor), err
+}
+
+// pageSize is the number of projects on a page; 0 asks for the default.
+func pageSize(asked int) (int, error) {
+	switch {
+	case asked == 0:
+		return 10, nil
+	case asked < 1 || asked > 400:
+		return 0, core.Invalidf("limit must be between 1 and 400")
 	}
-	page := ProjectPage{Projects: make([]ProjectView, len(list)), Cursor: p.Cursor}
+	return asked, nil
+}
+
+// projectPage is a page that was asked for with a cursor.
+func (s *Service) projectPage(list []core.Project, cursor string) ProjectPage {
+	page := ProjectPage{Projects: make([]ProjectView, len(list)), Cursor: cursor}
 	for i, project := range list {
 		page.Projects[i] = s.projectView(project)
 		page.Cursor = project.ID
 	}
-	return page, nil
+	return page
 }
 
 // GetProject returns one project.
@@ -338,9 +352,6 @@ func (s *Service) UpdateProject(ctx context.Context, c core.Caller, id string, p
 func (s *Service) DeleteProject(ctx context.Context, c core.Caller, id string) (ProjectView, error) {
 	if _, err := s.project(ctx, c, id); err != nil {
 		return ProjectView{}, err
-	}
-	if c.ProjectID != "" {
-		return ProjectView{}, core.Errorf(core.KindForbidden, "", "a project-scoped API key cannot delete its project")
 	}
 	var (
 		project  core.Project

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
-	"slices"
 	"sync"
 	"time"
 
@@ -152,25 +151,6 @@ func (s *Service) endpointViews(list []core.Endpoint) []EndpointView {
 
 func (s *Service) projectView(p core.Project) ProjectView {
 	return ProjectView{Project: p, ProxyHost: s.Addressing.Domain}
-}
-
-// project returns a project that the caller can see.
-func (s *Service) project(ctx context.Context, c core.Caller, id string) (core.Project, error) {
-	if !core.ValidID(id) {
-		return core.Project{}, projectNotFound(id)
-	}
-	p, err := s.Store.Project(ctx, id)
-	if err != nil {
-		return core.Project{}, err
-	}
-	if !slices.Contains(c.OrgIDs, p.OrgID) || (c.ProjectID != "" && c.ProjectID != p.ID) {
-		return core.Project{}, projectNotFound(id)
-	}
-	return p, nil
-}
-
-func projectNotFound(id string) error {
-	return core.NotFoundf("project %q not found", clip(id))
 }
 
 // branch returns a branch of a project that the caller can see.

@@ -239,6 +239,7 @@ type APIKey struct {
 	Hash             []byte // SHA-256 of the secret
 	UserID           string // owner of a personal key; creator of an organization's
 	UserName         string
+	UserEmail        string // read with the key's hash only
 	OrgID            string // set on organization keys
 	ProjectID        string // set on project-scoped keys
 	CreatedAt        time.Time
@@ -247,14 +248,62 @@ type APIKey struct {
 	Revoked          bool
 }
 
-// Caller is who makes a call, as the key says.
+// The roles of a membership.
+const (
+	RoleAdmin  = "admin"
+	RoleMember = "member"
+)
+
+// Membership makes a user a member of an organization.
+type Membership struct {
+	ID       string // UUID
+	OrgID    string
+	UserID   string
+	Email    string // of the user; not read everywhere
+	Role     string // RoleAdmin or RoleMember
+	JoinedAt time.Time
+}
+
+// ProjectPermission shares a project with whoever has an e-mail address.
+type ProjectPermission struct {
+	ID        string // UUID
+	ProjectID string
+	Email     string // lower case
+	GrantedAt time.Time
+}
+
+// TransferRequest lets whoever knows its id take a project over.
+type TransferRequest struct {
+	ID        string // UUID; a secret
+	ProjectID string
+	CreatedAt time.Time
+	ExpiresAt time.Time
+}
+
+// JWKS is where the keys of a project's tokens are published (RFC 7517).
+type JWKS struct {
+	ID           string // UUID
+	ProjectID    string
+	BranchID     string // "": every branch
+	URL          string
+	ProviderName string
+	Audience     string // "": any
+	RoleNames    []string
+	CreatedAt    time.Time
+	UpdatedAt    time.Time
+}
+
+// Caller is who makes a call, as the key says, and which call it is.
 type Caller struct {
 	KeyID     int64
 	UserID    string // "" for organization keys
 	UserName  string
+	UserEmail string   // "" for organization keys
 	OrgID     string   // "" for personal keys
 	OrgIDs    []string // the organizations that the key reaches
+	AdminOf   []string // those of them that the user is an admin of
 	ProjectID string   // "" unless the key is bound to one project
+	Operation string   // operationId of the call: what the rules are asked for
 	RequestID string
 	Once      *Once // set on a call that must make what it makes once
 }

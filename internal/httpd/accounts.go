@@ -68,15 +68,6 @@ func (h *handlers) GetCurrentUserOrganizations(ctx context.Context, _ api.GetCur
 	return api.GetCurrentUserOrganizations200JSONResponse{Organizations: each(list, organization)}, nil
 }
 
-// GetOrganization implements GET /organizations/{org_id}.
-func (h *handlers) GetOrganization(ctx context.Context, req api.GetOrganizationRequestObject) (api.GetOrganizationResponseObject, error) {
-	o, err := h.uc.GetOrganization(ctx, CallerFrom(ctx), req.OrgID)
-	if err != nil {
-		return nil, err
-	}
-	return api.GetOrganization200JSONResponse(organization(o)), nil
-}
-
 // GetActiveRegions implements GET /regions.
 func (h *handlers) GetActiveRegions(context.Context, api.GetActiveRegionsRequestObject) (api.GetActiveRegionsResponseObject, error) {
 	return api.GetActiveRegions200JSONResponse{Regions: each(h.uc.Regions(), func(r control.Region) api.Region {

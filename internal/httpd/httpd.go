@@ -120,6 +120,7 @@ func (d *door) route(w http.ResponseWriter, r *http.Request) {
 		d.fail(w, r, err)
 		return
 	}
+	caller.Operation = op.id
 	ctx := context.WithValue(r.Context(), callerKey{}, caller)
 	ctx = context.WithValue(ctx, operationKey{}, op)
 	noteCaller(ctx, caller, op.id)

@@ -223,7 +223,7 @@ func TestBadRequestsAreRefusedWithTheReason(t *testing.T) {
 		"wrong key":             {call{method: "GET", path: projects, key: "napi_bad"}, 401, "UNAUTHORIZED", "not valid"},
 		"endless key":           {call{method: "GET", path: projects, key: strings.Repeat("k", 600)}, 401, "UNAUTHORIZED", "not valid"},
 		"key before validation": {call{method: "POST", path: projects, key: "none", ctype: jsonType, body: `{`}, 401, "UNAUTHORIZED", ""},
-		"key before 501":        {call{method: "GET", path: "/api/v2/auth", key: "none"}, 401, "UNAUTHORIZED", ""},
+		"key before 501":        {call{method: "GET", path: "/api/v2/projects/p-1/advisors", key: "none"}, 401, "UNAUTHORIZED", ""},
 		"unknown path":          {call{method: "GET", path: "/api/v2/nothing"}, 404, "RESOURCE_NOT_FOUND", "nothing at"},
 		"unknown path, no key":  {call{method: "GET", path: "/api/v2/nothing", key: "none"}, 404, "RESOURCE_NOT_FOUND", ""},
 		"outside the API":       {call{method: "GET", path: "/", key: "none"}, 404, "RESOURCE_NOT_FOUND", "/api/v2"},
@@ -232,8 +232,8 @@ func TestBadRequestsAreRefusedWithTheReason(t *testing.T) {
 		"impossible id":         {call{method: "GET", path: projects + "/No_Such"}, 404, "RESOURCE_NOT_FOUND", `there is no project "No_Such"`},
 		"impossible operation":  {call{method: "GET", path: projects + "/p-1/operations/7"}, 404, "RESOURCE_NOT_FOUND", `there is no operation "7"`},
 		"wrong method":          {call{method: "PUT", path: projects}, 405, "METHOD_NOT_ALLOWED", "GET, POST"},
-		"method on 501":         {call{method: "POST", path: "/api/v2/auth"}, 405, "METHOD_NOT_ALLOWED", "GET"},
-		"not built":             {call{method: "GET", path: "/api/v2/auth"}, 501, "NOT_IMPLEMENTED", "getAuthDetails"},
+		"method on 501":         {call{method: "POST", path: "/api/v2/projects/p-1/advisors"}, 405, "METHOD_NOT_ALLOWED", "GET"},
+		"not built":             {call{method: "GET", path: "/api/v2/projects/p-1/advisors"}, 501, "NOT_IMPLEMENTED", "getProjectAdvisorSecurityIssues"},
 		"not built, with body":  {call{method: "POST", path: branches + "/br-a/restore", ctype: jsonType, body: `{`}, 501, "NOT_IMPLEMENTED", "restoreProjectBranch"},
 	} {
 		t.Run(name, func(t *testing.T) {

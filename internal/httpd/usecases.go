@@ -29,6 +29,11 @@ type UseCases interface {
 	Answers
 	Keys
 	Accounts
+	Members
+	OrgKeys
+	Transfers
+	Sharing
+	JWKS
 }
 
 // Projects are the use cases of projects.
@@ -124,6 +129,43 @@ type Accounts interface {
 	MyOrganizations(ctx context.Context, c core.Caller) ([]core.Organization, error)
 	GetOrganization(ctx context.Context, c core.Caller, id string) (core.Organization, error)
 	Regions() []control.Region
+}
+
+// Members are the use cases of who belongs to an organization.
+type Members interface {
+	ListMembers(ctx context.Context, c core.Caller, orgID string, p control.ListMembers) (control.MemberPage, error)
+	GetMember(ctx context.Context, c core.Caller, orgID, id string) (core.Membership, error)
+	UpdateMember(ctx context.Context, c core.Caller, orgID, id, role string) (core.Membership, error)
+	RemoveMember(ctx context.Context, c core.Caller, orgID, id string) error
+}
+
+// OrgKeys are the use cases of the keys of organizations and of their projects.
+type OrgKeys interface {
+	ListOrgKeys(ctx context.Context, c core.Caller, orgID string) ([]core.APIKey, error)
+	CreateOrgKey(ctx context.Context, c core.Caller, orgID, name, projectID string) (control.KeyCreated, error)
+	RevokeOrgKey(ctx context.Context, c core.Caller, orgID string, id int64) (core.APIKey, error)
+}
+
+// Transfers are the use cases of projects that change their owner.
+type Transfers interface {
+	TransferProjects(ctx context.Context, c core.Caller, source, destination string, ids []string) error
+	RequestTransfer(ctx context.Context, c core.Caller, projectID string, ttl *int64) (core.TransferRequest, error)
+	AcceptTransfer(ctx context.Context, c core.Caller, projectID, requestID, orgID string) error
+}
+
+// Sharing are the use cases of projects that others may work on.
+type Sharing interface {
+	ListSharedProjects(ctx context.Context, c core.Caller, p control.ListProjects) (control.ProjectPage, error)
+	ListPermissions(ctx context.Context, c core.Caller, projectID string) ([]core.ProjectPermission, error)
+	GrantPermission(ctx context.Context, c core.Caller, projectID, email string) (core.ProjectPermission, error)
+	RevokePermission(ctx context.Context, c core.Caller, projectID, id string) (core.ProjectPermission, error)
+}
+
+// JWKS are the use cases of where the keys of a project's tokens are published.
+type JWKS interface {
+	ListJWKS(ctx context.Context, c core.Caller, projectID string) ([]core.JWKS, error)
+	AddJWKS(ctx context.Context, c core.Caller, j core.JWKS) (core.JWKS, error)
+	DeleteJWKS(ctx context.Context, c core.Caller, projectID, id string) (core.JWKS, error)
 }
 
 var (

@@ -112,7 +112,7 @@ func (q Q) KeyByHash(ctx context.Context, hash []byte) (core.APIKey, error) {
 	r, err := q.db.GetKeyByHash(ctx, hash)
 	return one(r, err, func(r db.GetKeyByHashRow) core.APIKey {
 		k := toKey(r.ApiKey)
-		k.UserName = r.UserName
+		k.UserName, k.UserEmail = r.UserName, r.UserEmail
 		return k
 	}, "API key", "")
 }

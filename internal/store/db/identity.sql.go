@@ -10,14 +10,15 @@ import (
 )
 
 const getKeyByHash = `-- name: GetKeyByHash :one
-SELECT k.id, k.name, k.hash, k.user_id, k.org_id, k.project_id, k.created_at, k.last_used_at, k.last_used_from_addr, k.revoked_at, coalesce(u.name, '')::text AS user_name
+SELECT k.id, k.name, k.hash, k.user_id, k.org_id, k.project_id, k.created_at, k.last_used_at, k.last_used_from_addr, k.revoked_at, coalesce(u.name, '')::text AS user_name, coalesce(u.email, '')::text AS user_email
 FROM api_keys k LEFT JOIN users u ON u.id = k.user_id
 WHERE k.hash = $1 AND k.revoked_at IS NULL
 `
 
 type GetKeyByHashRow struct {
-	ApiKey   ApiKey
-	UserName string
+	ApiKey    ApiKey
+	UserName  string
+	UserEmail string
 }
 
 func (q *Queries) GetKeyByHash(ctx context.Context, hash []byte) (GetKeyByHashRow, error) {
@@ -35,6 +36,7 @@ func (q *Queries) GetKeyByHash(ctx context.Context, hash []byte) (GetKeyByHashRo
 		&i.ApiKey.LastUsedFromAddr,
 		&i.ApiKey.RevokedAt,
 		&i.UserName,
+		&i.UserEmail,
 	)
 	return i, err
 }

@@ -106,11 +106,24 @@ type Handle struct {
 	StartedAt time.Time
 }
 
+type Jwk struct {
+	ID           string
+	ProjectID    string
+	BranchID     *string
+	JwksUrl      string
+	ProviderName string
+	JwtAudience  *string
+	RoleNames    []string
+	CreatedAt    time.Time
+	UpdatedAt    time.Time
+}
+
 type Membership struct {
 	OrgID    string
 	UserID   string
 	Role     string
 	JoinedAt time.Time
+	ID       string
 }
 
 type Meta struct {
@@ -168,6 +181,14 @@ type Project struct {
 	UpdatedAt         time.Time
 }
 
+type ProjectPermission struct {
+	ID        string
+	ProjectID string
+	// lower case; whoever has the address has the permission, also an account that is made later
+	Email     string
+	GrantedAt time.Time
+}
+
 type Role struct {
 	BranchID  string
 	Name      string
@@ -177,6 +198,13 @@ type Role struct {
 	Sealed    []byte
 	CreatedAt time.Time
 	UpdatedAt time.Time
+}
+
+type TransferRequest struct {
+	ID        string
+	ProjectID string
+	CreatedAt time.Time
+	ExpiresAt time.Time
 }
 
 type User struct {

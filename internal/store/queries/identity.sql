@@ -38,7 +38,7 @@ INSERT INTO api_keys (name, hash, user_id, org_id, project_id)
 VALUES ($1, $2, $3, sqlc.narg('org_id'), sqlc.narg('project_id')) RETURNING *;
 
 -- name: GetKeyByHash :one
-SELECT sqlc.embed(k), coalesce(u.name, '')::text AS user_name
+SELECT sqlc.embed(k), coalesce(u.name, '')::text AS user_name, coalesce(u.email, '')::text AS user_email
 FROM api_keys k LEFT JOIN users u ON u.id = k.user_id
 WHERE k.hash = $1 AND k.revoked_at IS NULL;
 
