@@ -115,10 +115,10 @@ func (q Q) Unshare(ctx context.Context, projectID, id string) (core.ProjectPermi
 }
 
 // SharedProjects returns the projects that are shared with an e-mail address and outside of the filter's organizations,
-// ordered by id.
+// ordered by id. No organizations are an empty list to PostgreSQL: nothing is outside of NULL.
 func (q Q) SharedProjects(ctx context.Context, email string, f ProjectFilter) ([]core.Project, error) {
 	r, err := q.db.ListSharedProjects(ctx, db.ListSharedProjectsParams{
-		Email: email, OrgIds: f.OrgIDs, Search: f.Search, After: f.After, MaxRows: int32(f.Limit),
+		Email: email, OrgIds: append([]string{}, f.OrgIDs...), Search: f.Search, After: f.After, MaxRows: int32(f.Limit),
 	})
 	return many(r, err, toProject)
 }
