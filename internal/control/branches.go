@@ -23,6 +23,7 @@ func (s *Service) CreateBranch(ctx context.Context, c core.Caller, projectID str
 		"branch.parent_lsn":                         p.ParentLSN != "",
 		"branch.parent_timestamp":                   p.ParentTimestamp != nil,
 		"branch.expires_at":                         p.ExpiresAt != nil,
+		"branch.archived":                           p.Archived,
 		"branch.init_source other than parent-data": p.InitSource != "" && p.InitSource != "parent-data",
 	} {
 		if asked {

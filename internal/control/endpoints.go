@@ -57,6 +57,9 @@ func (s *Service) newEndpoint(ctx context.Context, project core.Project, branchI
 	if p.Preload {
 		return none, ownLibraries()
 	}
+	if err := poolSettings(p.PgBouncer); err != nil {
+		return none, err
+	}
 	if e.PGSettings = project.Defaults.PGSettings; p.PGSettings != nil {
 		e.PGSettings = p.PGSettings
 	}
@@ -180,6 +183,9 @@ func wants(e core.Endpoint) core.EndpointState {
 func (s *Service) UpdateEndpoint(ctx context.Context, c core.Caller, projectID, id string, p EndpointPatch) (EndpointResult, error) {
 	if p.Preload {
 		return EndpointResult{}, ownLibraries()
+	}
+	if err := poolSettings(p.PgBouncer); err != nil {
+		return EndpointResult{}, err
 	}
 	var idle time.Duration
 	var resized postgres.SizeSpec

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/boughdb/bough/internal/core"
 	"github.com/boughdb/bough/internal/postgres"
@@ -151,7 +152,10 @@ func (s *Service) CreateProject(ctx context.Context, c core.Caller, p CreateProj
 	branchID := core.NewBranchID()
 	branch := core.Branch{
 		ID: branchID, ProjectID: project.ID, Name: branchName, State: core.BranchInit, PendingState: core.BranchReady, Default: true,
-		InitSource: "parent-data", CreatedBy: c.UserID, CreatedByName: c.UserName, VolumeID: branchID, Setup: first,
+		InitSource: "parent-data", CreatedBy: c.UserID, CreatedByName: c.UserName, VolumeID: branchID, Setup: first, Annotation: p.Annotation,
+	}
+	if p.Annotation != nil {
+		branch.AnnotatedAt = new(time.Now())
 	}
 	endpoint := core.Endpoint{
 		ID: core.NewEndpointID(), ProjectID: project.ID, BranchID: branchID, RegionID: project.RegionID, Type: core.EndpointReadWrite,

@@ -62,6 +62,7 @@ type EndpointSpec struct {
 	Provisioner    string
 	PGSettings     map[string]string
 	Preload        bool // asks for libraries of its own, which are the project's to choose
+	PgBouncer      bool // asks for settings of the pool
 	PoolerEnabled  *bool
 	PoolerMode     string
 	SuspendTimeout *int64 // seconds
@@ -76,6 +77,7 @@ type EndpointPatch struct {
 	Provisioner    *string
 	PGSettings     map[string]string // nil stays
 	Preload        bool              // see EndpointSpec
+	PgBouncer      bool              // see EndpointSpec
 	PoolerEnabled  *bool
 	PoolerMode     *string
 	SuspendTimeout *int64
@@ -93,6 +95,7 @@ type DefaultsSpec struct {
 	MinCU, MaxCU   *float64
 	SuspendTimeout *int64
 	PGSettings     map[string]string
+	PgBouncer      bool // see EndpointSpec
 }
 
 // CreateProject asks for a project; zero fields take the defaults.
@@ -107,6 +110,7 @@ type CreateProject struct {
 	Defaults         DefaultsSpec
 	Settings         json.RawMessage // ProjectSettings as sent; nil when absent
 	BranchName       string
+	Annotation       map[string]string // of the default branch
 	RoleName         string
 	DatabaseName     string
 }
@@ -166,6 +170,7 @@ type CreateBranch struct {
 	ParentLSN       string
 	ParentTimestamp *time.Time
 	Protected       bool
+	Archived        bool
 	InitSource      string // "", parent-data, schema-only
 	ExpiresAt       *time.Time
 	Annotation      map[string]string

@@ -86,8 +86,19 @@ func checkSuspend(v int64) error {
 	return nil
 }
 
+// poolSettings refuses settings of a pool that is not there.
+func poolSettings(asked bool) error {
+	if asked {
+		return notBuilt("pgbouncer_settings")
+	}
+	return nil
+}
+
 func (d DefaultsSpec) apply(cur core.EndpointDefaults, provisioner string) (core.EndpointDefaults, error) {
-	var err error
+	err := poolSettings(d.PgBouncer)
+	if err != nil {
+		return cur, err
+	}
 	if cur.MinCU, cur.MaxCU, err = startSize(d.MinCU, d.MaxCU, cur, provisioner); err != nil {
 		return cur, err
 	}

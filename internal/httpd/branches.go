@@ -45,6 +45,7 @@ func (h *handlers) CreateProjectBranch(ctx context.Context, req api.CreateProjec
 				ParentLSN:       or(b.ParentLSN, ""),
 				ParentTimestamp: b.ParentTimestamp,
 				Protected:       or(b.Protected, false),
+				Archived:        or(b.Archived, false),
 				InitSource:      or(b.InitSource, ""),
 				ExpiresAt:       b.ExpiresAt,
 			}
@@ -58,6 +59,7 @@ func (h *handlers) CreateProjectBranch(ctx context.Context, req api.CreateProjec
 				Provisioner:    string(or(e.Provisioner, "")),
 				PGSettings:     pgSettings(e.Settings),
 				Preload:        asksPreload(e.Settings),
+				PgBouncer:      asksPool(e.Settings),
 				SuspendTimeout: e.SuspendTimeoutSeconds,
 			})
 		}

@@ -33,6 +33,7 @@ func (h *handlers) CreateProjectEndpoint(ctx context.Context, req api.CreateProj
 		Provisioner:    string(or(e.Provisioner, "")),
 		PGSettings:     pgSettings(e.Settings),
 		Preload:        asksPreload(e.Settings),
+		PgBouncer:      asksPool(e.Settings),
 		PoolerEnabled:  e.PoolerEnabled,
 		PoolerMode:     string(or(e.PoolerMode, "")),
 		SuspendTimeout: e.SuspendTimeoutSeconds,
@@ -64,6 +65,7 @@ func (h *handlers) UpdateProjectEndpoint(ctx context.Context, req api.UpdateProj
 		Provisioner:    (*string)(e.Provisioner),
 		PGSettings:     pgSettings(e.Settings),
 		Preload:        asksPreload(e.Settings),
+		PgBouncer:      asksPool(e.Settings),
 		PoolerEnabled:  e.PoolerEnabled,
 		PoolerMode:     (*string)(e.PoolerMode),
 		SuspendTimeout: e.SuspendTimeoutSeconds,
@@ -125,6 +127,11 @@ func pgSettings(s *api.EndpointSettings) map[string]string {
 // asksPreload tells whether the client wants libraries for one endpoint.
 func asksPreload(s *api.EndpointSettings) bool {
 	return s != nil && s.PreloadLibraries != nil && (s.PreloadLibraries.UseDefaults != nil || len(or(s.PreloadLibraries.EnabledLibraries, nil)) > 0)
+}
+
+// asksPool tells whether the client wants settings of the pool.
+func asksPool(s *api.EndpointSettings) bool {
+	return s != nil && len(or(s.PgbouncerSettings, nil)) > 0
 }
 
 func endpointOperations(res control.EndpointResult) api.EndpointOperations {

@@ -65,6 +65,7 @@ func (h *handlers) CreateProject(ctx context.Context, req api.CreateProjectReque
 	}
 	if b := p.Branch; b != nil {
 		in.BranchName, in.RoleName, in.DatabaseName = or(b.Name, ""), or(b.RoleName, ""), or(b.DatabaseName, "")
+		in.Annotation = or(b.Annotations, nil)
 	}
 	var err error
 	if in.Settings, err = settingsAsSent(p.Settings); err != nil {
@@ -171,7 +172,7 @@ func defaultsSpec(d *api.DefaultEndpointSettings) control.DefaultsSpec {
 	}
 	return control.DefaultsSpec{
 		MinCU: d.AutoscalingLimitMinCU, MaxCU: d.AutoscalingLimitMaxCU, SuspendTimeout: d.SuspendTimeoutSeconds,
-		PGSettings: or(d.PgSettings, nil),
+		PGSettings: or(d.PgSettings, nil), PgBouncer: len(or(d.PgbouncerSettings, nil)) > 0,
 	}
 }
 
