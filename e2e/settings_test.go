@@ -220,7 +220,7 @@ func TestRefusedSettings(t *testing.T) {
 		"a command":              {"PATCH", endpoint, set("archive_command", "id"), 400, `branches`},
 		"an address":             {"PATCH", endpoint, set("listen_addresses", "*"), 400, `proxy`},
 		"libraries":              {"PATCH", endpoint, set("shared_preload_libraries", "x"), 400, `settings.preload_libraries`},
-		"more than the size":     {"PATCH", endpoint, set("shared_buffers", "900MB"), 400, `shared memory`},
+		"more than the size":     {"PATCH", endpoint, set("shared_buffers", "9000MB"), 400, `shared memory`},
 		"too few connections":    {"PATCH", endpoint, set("max_connections", "1"), 400, `at least`},
 		"an unknown prefix":      {"PATCH", endpoint, set("nothing.here", "1"), 400, `not installed`},
 		"a library's value":      {"PATCH", endpoint, set("pg_stat_statements.track", "some"), 400, `Available values: none, top, all`},

@@ -287,6 +287,14 @@ func (s *Service) startPrimary(ctx context.Context, b core.Branch, e core.Endpoi
 
 // down stops a compute that runs on a branch's own volume; what its catalogs say is committed with the operation's end.
 func (s *Service) down(ctx context.Context, b core.Branch, computeID string) (ops.Commit, error) {
+	return s.downUnless(ctx, b, computeID, func() bool { return false })
+}
+
+// errInUse ends a suspension that came too late.
+var errInUse = errors.New("the compute is in use again")
+
+// downUnless is down, unless used, which is asked at the last moment, says that somebody came: then it is errInUse.
+func (s *Service) downUnless(ctx context.Context, b core.Branch, computeID string, used func() bool) (ops.Commit, error) {
 	var catalog *postgres.Catalog
 	var size int64
 	last, err := s.Store.LastOperation(ctx, b.ID)
@@ -295,6 +303,9 @@ func (s *Service) down(ctx context.Context, b core.Branch, computeID string) (op
 	}
 	if c, n, err := s.look(ctx, computeID, nil); err == nil {
 		catalog, size = &c, n
+	}
+	if used() {
+		return nil, errInUse
 	}
 	if _, up := s.Computes.Lookup(computeID); up {
 		if err := s.Computes.Do(ctx, computeID, func(conn *pgx.Conn) error { return postgres.EndReplication(ctx, conn) }); err != nil {
@@ -339,21 +350,27 @@ func (s *Service) trim(ctx context.Context, r history.Ref) {
 }
 
 func (s *Service) suspendCompute(ctx context.Context, b core.Branch, op core.Operation) (ops.Commit, error) {
-	if string(op.Params) == string(because(reasonIdle)) && s.usedAgain(ctx, op.EndpointID) {
-		return func(ctx context.Context, q store.Q) error {
-			_, err := q.SetEndpointPending(ctx, op.EndpointID, "")
-			return err
-		}, nil
+	used := func() bool {
+		return string(op.Params) == string(because(reasonIdle)) && s.usedAgain(ctx, op.EndpointID)
 	}
 	e, err := s.Store.AnyEndpoint(ctx, op.EndpointID)
 	if err != nil && !core.IsKind(err, core.KindNotFound) {
 		return nil, err
 	}
 	commit := func(ctx context.Context, q store.Q) error { return q.DeleteHandle(ctx, op.EndpointID) }
-	if isReplica(e) {
+	switch {
+	case !isReplica(e):
+		commit, err = s.downUnless(ctx, b, op.EndpointID, used)
+	case used():
+		err = errInUse
+	default:
 		err = s.downReplica(ctx, b, e.ID)
-	} else {
-		commit, err = s.down(ctx, b, op.EndpointID)
+	}
+	if errors.Is(err, errInUse) {
+		return func(ctx context.Context, q store.Q) error {
+			_, err := q.SetEndpointPending(ctx, op.EndpointID, "")
+			return err
+		}, nil
 	}
 	if err != nil {
 		return nil, err

@@ -176,20 +176,21 @@ func TestUnknownRoleTakesAsLong(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fastest := func(c credential) time.Duration {
-		best := time.Hour
-		for range 7 {
-			began := time.Now()
-			if c.matches("wrong") {
-				t.Fatal("a wrong password matches")
-			}
-			best = min(best, time.Since(began))
+	took := func(c credential) time.Duration {
+		began := time.Now()
+		if c.matches("wrong") {
+			t.Fatal("a wrong password matches")
 		}
-		return best
+		return time.Since(began)
 	}
-	real, mock := fastest(cred), fastest(mockCredential([]byte("s"), testEndpoint, "nobody"))
-	if real > 3*mock || mock > 3*real {
-		t.Errorf("wrong password %v, unknown role %v", real, mock)
+	// The fastest of as many tries as it takes: on a busy machine either may wait for a processor.
+	real, mock := time.Hour, time.Hour
+	nobody := mockCredential([]byte("s"), testEndpoint, "nobody")
+	for try := 0; try < 7 || real > 3*mock || mock > 3*real; try++ {
+		if try == 500 {
+			t.Fatalf("wrong password %v, unknown role %v", real, mock)
+		}
+		real, mock = min(real, took(cred)), min(mock, took(nobody))
 	}
 	if !cred.matches(testPassword) {
 		t.Error("the right password does not match")
