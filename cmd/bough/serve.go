@@ -86,8 +86,8 @@ func serverFlags(f *pflag.FlagSet, c *service.Config) {
 	f.IntVar(&c.MaxStarts, "concurrent-starts", 0, "computes that start at once, others queue; 0 means two for each core")
 	f.DurationVar(&c.OperationsKeep, "operations-keep", control.DefaultOperationsKeep, "how long the record of an operation that has ended is kept (six months)")
 	limit := &rateValue{limit: &c.RateLimit}
-	_ = limit.Set("700/m,40/s")
-	f.Var(limit, "rate-limit", "API calls of one account in all, and of each operation; or off")
+	_ = limit.Set("off")
+	f.Var(limit, "rate-limit", "bound the API calls of one account in all, and of each operation: 700/m,40/s is what clients of the published service expect")
 	f.BoolVar(&c.AllowPlain, "allow-plaintext", false, "let clients on this machine connect without TLS")
 	f.BoolVar(&c.StopComputes, "stop-computes", false, "on Ctrl-C or SIGTERM stop the computes and the control database too")
 	f.StringVar(&c.LogFormat, "log-format", "text", "text or json")
