@@ -132,6 +132,42 @@ type builds []postgres.Build
 
 func (b builds) Find(context.Context) ([]postgres.Build, error) { return b, nil }
 
+func TestMaintenanceWindow(t *testing.T) {
+	for _, tc := range []struct {
+		weekdays   []int
+		start, end string
+		now        string // 2030-01-07 is a Monday
+		open       bool
+	}{
+		{[]int{1}, "07:00", "08:00", "2030-01-07T07:00:00Z", true},
+		{[]int{1}, "07:00", "08:00", "2030-01-07T07:59:59Z", true},
+		{[]int{1}, "07:00", "08:00", "2030-01-07T08:00:00Z", false},
+		{[]int{1}, "07:00", "08:00", "2030-01-07T06:59:59Z", false},
+		{[]int{1}, "07:00", "08:00", "2030-01-07T09:30:00+02:00", true},
+		{[]int{2, 7}, "07:00", "08:00", "2030-01-07T07:30:00Z", false},
+		{[]int{2, 7}, "07:00", "08:00", "2030-01-06T07:30:00Z", true},
+		{[]int{7}, "23:00", "01:00", "2030-01-06T23:30:00Z", true},
+		{[]int{7}, "23:00", "01:00", "2030-01-07T00:30:00Z", true},
+		{[]int{7}, "23:00", "01:00", "2030-01-07T01:00:00Z", false},
+		{[]int{7}, "23:00", "01:00", "2030-01-06T00:30:00Z", false},
+		{[]int{1}, "23:00", "00:00", "2030-01-07T23:30:00Z", true},
+		{[]int{1}, "12:00", "12:00", "2030-01-08T11:00:00Z", true},
+		{[]int{1}, "12:00", "12:00", "2030-01-08T12:00:00Z", false},
+		{nil, "", "", "2030-01-07T07:00:00Z", false},
+	} {
+		now, err := time.Parse(time.RFC3339, tc.now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := (maintenanceWindow{tc.weekdays, tc.start, tc.end}).open(now); got != tc.open {
+			t.Errorf("%v %s–%s at %s: %v", tc.weekdays, tc.start, tc.end, tc.now, got)
+		}
+	}
+	if w := windowOf(json.RawMessage(defaultSettings)); len(w.Weekdays) == 0 || windowOf(json.RawMessage(`{"maintenance_window":7}`)).open(time.Now()) {
+		t.Errorf("%+v", w)
+	}
+}
+
 func TestVersions(t *testing.T) {
 	s := New(Options{Builds: builds{{Major: 15}, {Major: 16}}})
 	if b, err := s.build(t.Context(), 0); err != nil || b.Major != 16 {

@@ -515,32 +515,9 @@ func (s *Service) reclone(ctx context.Context, st *replicaState, id, reason stri
 	if err != nil {
 		return err
 	}
-	queued := false
-	err = s.Store.Tx(ctx, func(q store.Q) error {
-		queued = false
-		if _, err := q.LockBranch(ctx, e.ProjectID, e.BranchID); err != nil {
-			return err
-		}
-		e, err := q.LockEndpoint(ctx, id)
-		if err != nil || e.State != core.EndpointActive || e.PendingState != "" {
-			return err
-		}
-		if _, err := q.SetEndpointPending(ctx, id, core.EndpointActive); err != nil {
-			return err
-		}
-		var ops []core.Operation
-		for _, action := range []core.OperationAction{core.ActionSuspendCompute, core.ActionStartCompute} {
-			op := newOperation(core.Caller{}, e.ProjectID, e.BranchID, id, action)
-			op.Params = because("the replica is made anew: " + reason)
-			ops = append(ops, op)
-		}
-		_, err = s.Queue.Enqueue(ctx, q, ops...)
-		queued = err == nil
-		return err
-	})
-	if err == nil && queued {
+	queued, err := s.restartFor(ctx, e, "the replica is made anew: "+reason)
+	if queued {
 		s.log.Warn("a replica is made anew", "endpoint_id", id, "reason", reason)
-		s.Queue.Kick(e.BranchID)
 	}
 	return err
 }

@@ -207,28 +207,7 @@ func notHere(what, why string) error {
 	return core.Errorf(core.KindUnprocessable, "NOT_SUPPORTED", "%s cannot be turned on: %s; leave it out or send false", what, why)
 }
 
-type maintenanceWindow struct {
-	Weekdays []int  `json:"weekdays"`
-	Start    string `json:"start_time"`
-	End      string `json:"end_time"`
-}
-
 var clockForm = regexp.MustCompile(`^([01][0-9]|2[0-3]):[0-5][0-9]$`)
-
-func (w maintenanceWindow) check() error {
-	if len(w.Weekdays) == 0 || w.Start == "" || w.End == "" {
-		return core.Invalidf("settings.maintenance_window needs weekdays, start_time and end_time")
-	}
-	for _, d := range w.Weekdays {
-		if d < 1 || d > 7 {
-			return core.Invalidf("settings.maintenance_window.weekdays must be numbers from 1 (Monday) to 7 (Sunday)")
-		}
-	}
-	if !clockForm.MatchString(w.Start) || !clockForm.MatchString(w.End) {
-		return core.Invalidf("settings.maintenance_window times must look like 23:59, in UTC")
-	}
-	return nil
-}
 
 // mergeSettings puts what was sent over what there is, key by key at the top level and within allowed_ips (a change of
 // protected_branches_only alone must not empty the list), and checks it.
