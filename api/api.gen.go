@@ -957,6 +957,31 @@ type GrantPermissionToProjectRequest struct {
 // HistoryRetention Seconds of history to keep.
 type HistoryRetention = int64
 
+// Invitation defines model for Invitation.
+type Invitation struct {
+	// AcceptURL Shown once to the admin who invites, and only when the server sends no e-mail: the link to pass on.
+	AcceptURL *string      `json:"accept_url,omitempty"`
+	Email     EmailAddress `json:"email"`
+	ID        UUID         `json:"id"`
+	InvitedAt Timestamp    `json:"invited_at"`
+	InvitedBy UUID         `json:"invited_by"`
+	OrgID     ResourceID   `json:"org_id"`
+	Role      MemberRole   `json:"role"`
+}
+
+// Invitations defines model for Invitations.
+type Invitations struct {
+	Invitations []Invitation `json:"invitations"`
+}
+
+// InvitationsCreateRequest defines model for InvitationsCreateRequest.
+type InvitationsCreateRequest struct {
+	Invitations []struct {
+		Email EmailAddress `json:"email"`
+		Role  MemberRole   `json:"role"`
+	} `json:"invitations"`
+}
+
 // JWKS defines model for JWKS.
 type JWKS struct {
 	BranchID     *ResourceID `json:"branch_id,omitempty"`
@@ -1646,6 +1671,9 @@ type CreateAPIKeyJSONRequestBody = APIKeyCreateRequest
 // CreateOrgAPIKeyJSONRequestBody defines body for CreateOrgAPIKey for application/json ContentType.
 type CreateOrgAPIKeyJSONRequestBody = OrgAPIKeyCreateRequest
 
+// CreateOrganizationInvitationsJSONRequestBody defines body for CreateOrganizationInvitations for application/json ContentType.
+type CreateOrganizationInvitationsJSONRequestBody = InvitationsCreateRequest
+
 // UpdateOrganizationMemberJSONRequestBody defines body for UpdateOrganizationMember for application/json ContentType.
 type UpdateOrganizationMemberJSONRequestBody = MemberUpdateRequest
 
@@ -1825,6 +1853,25 @@ type ClientInterface interface {
 	//
 	// Corresponds with DELETE /organizations/{org_id}/api_keys/{key_id} (the `RevokeOrgAPIKey` operationId).
 	RevokeOrgAPIKey(ctx context.Context, orgID ResourceID, keyID int64, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetOrganizationInvitations List the open and the accepted invitations
+	//
+	// Corresponds with GET /organizations/{org_id}/invitations (the `GetOrganizationInvitations` operationId).
+	GetOrganizationInvitations(ctx context.Context, orgID ResourceID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateOrganizationInvitationsWithBody Invite people by e-mail; who has an account is a member at once
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /organizations/{org_id}/invitations (the `CreateOrganizationInvitations` operationId).
+	CreateOrganizationInvitationsWithBody(ctx context.Context, orgID ResourceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateOrganizationInvitations Invite people by e-mail; who has an account is a member at once
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /organizations/{org_id}/invitations (the `CreateOrganizationInvitations` operationId).
+	CreateOrganizationInvitations(ctx context.Context, orgID ResourceID, body CreateOrganizationInvitationsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetOrganizationMembers List the members of an organization
 	//
@@ -2389,6 +2436,55 @@ func (c *Client) CreateOrgAPIKey(ctx context.Context, orgID ResourceID, body Cre
 // Corresponds with DELETE /organizations/{org_id}/api_keys/{key_id} (the `RevokeOrgAPIKey` operationId).
 func (c *Client) RevokeOrgAPIKey(ctx context.Context, orgID ResourceID, keyID int64, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewRevokeOrgAPIKeyRequest(c.Server, orgID, keyID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetOrganizationInvitations List the open and the accepted invitations
+//
+// Corresponds with GET /organizations/{org_id}/invitations (the `GetOrganizationInvitations` operationId).
+func (c *Client) GetOrganizationInvitations(ctx context.Context, orgID ResourceID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetOrganizationInvitationsRequest(c.Server, orgID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateOrganizationInvitationsWithBody Invite people by e-mail; who has an account is a member at once
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /organizations/{org_id}/invitations (the `CreateOrganizationInvitations` operationId).
+func (c *Client) CreateOrganizationInvitationsWithBody(ctx context.Context, orgID ResourceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateOrganizationInvitationsRequestWithBody(c.Server, orgID, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateOrganizationInvitations Invite people by e-mail; who has an account is a member at once
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /organizations/{org_id}/invitations (the `CreateOrganizationInvitations` operationId).
+func (c *Client) CreateOrganizationInvitations(ctx context.Context, orgID ResourceID, body CreateOrganizationInvitationsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateOrganizationInvitationsRequest(c.Server, orgID, body)
 	if err != nil {
 		return nil, err
 	}
@@ -3793,6 +3889,87 @@ func NewRevokeOrgAPIKeyRequest(server string, orgID ResourceID, keyID int64) (*h
 	if err != nil {
 		return nil, err
 	}
+
+	return req, nil
+}
+
+// NewGetOrganizationInvitationsRequest constructs an http.Request for the GetOrganizationInvitations method
+func NewGetOrganizationInvitationsRequest(server string, orgID ResourceID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "org_id", orgID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/organizations/%s/invitations", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCreateOrganizationInvitationsRequest calls the generic CreateOrganizationInvitations builder with application/json body
+func NewCreateOrganizationInvitationsRequest(server string, orgID ResourceID, body CreateOrganizationInvitationsJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCreateOrganizationInvitationsRequestWithBody(server, orgID, "application/json", bodyReader)
+}
+
+// NewCreateOrganizationInvitationsRequestWithBody constructs an http.Request for the CreateOrganizationInvitations method, with any body, and a specified content type
+func NewCreateOrganizationInvitationsRequestWithBody(server string, orgID ResourceID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "org_id", orgID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/organizations/%s/invitations", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
 
 	return req, nil
 }
@@ -6645,6 +6822,27 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with DELETE /organizations/{org_id}/api_keys/{key_id} (the `RevokeOrgAPIKey` operationId).
 	RevokeOrgAPIKeyWithResponse(ctx context.Context, orgID ResourceID, keyID int64, reqEditors ...RequestEditorFn) (*RevokeOrgAPIKeyResp, error)
 
+	// GetOrganizationInvitationsWithResponse List the open and the accepted invitations
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /organizations/{org_id}/invitations (the `GetOrganizationInvitations` operationId).
+	GetOrganizationInvitationsWithResponse(ctx context.Context, orgID ResourceID, reqEditors ...RequestEditorFn) (*GetOrganizationInvitationsResp, error)
+
+	// CreateOrganizationInvitationsWithBodyWithResponse Invite people by e-mail; who has an account is a member at once
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /organizations/{org_id}/invitations (the `CreateOrganizationInvitations` operationId).
+	CreateOrganizationInvitationsWithBodyWithResponse(ctx context.Context, orgID ResourceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateOrganizationInvitationsResp, error)
+
+	// CreateOrganizationInvitationsWithResponse Invite people by e-mail; who has an account is a member at once
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /organizations/{org_id}/invitations (the `CreateOrganizationInvitations` operationId).
+	CreateOrganizationInvitationsWithResponse(ctx context.Context, orgID ResourceID, body CreateOrganizationInvitationsJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateOrganizationInvitationsResp, error)
+
 	// GetOrganizationMembersWithResponse List the members of an organization
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -7514,6 +7712,102 @@ func (r RevokeOrgAPIKeyResp) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r RevokeOrgAPIKeyResp) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetOrganizationInvitationsResp struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Invitations
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetOrganizationInvitationsResp) GetJSON200() *Invitations {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r GetOrganizationInvitationsResp) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetOrganizationInvitationsResp) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetOrganizationInvitationsResp) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetOrganizationInvitationsResp) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetOrganizationInvitationsResp) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type CreateOrganizationInvitationsResp struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Invitations
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r CreateOrganizationInvitationsResp) GetJSON200() *Invitations {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r CreateOrganizationInvitationsResp) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CreateOrganizationInvitationsResp) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateOrganizationInvitationsResp) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateOrganizationInvitationsResp) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CreateOrganizationInvitationsResp) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -10235,6 +10529,45 @@ func (c *ClientWithResponses) RevokeOrgAPIKeyWithResponse(ctx context.Context, o
 	return ParseRevokeOrgAPIKeyResp(rsp)
 }
 
+// GetOrganizationInvitationsWithResponse List the open and the accepted invitations
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /organizations/{org_id}/invitations (the `GetOrganizationInvitations` operationId).
+func (c *ClientWithResponses) GetOrganizationInvitationsWithResponse(ctx context.Context, orgID ResourceID, reqEditors ...RequestEditorFn) (*GetOrganizationInvitationsResp, error) {
+	rsp, err := c.GetOrganizationInvitations(ctx, orgID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetOrganizationInvitationsResp(rsp)
+}
+
+// CreateOrganizationInvitationsWithBodyWithResponse Invite people by e-mail; who has an account is a member at once
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /organizations/{org_id}/invitations (the `CreateOrganizationInvitations` operationId).
+func (c *ClientWithResponses) CreateOrganizationInvitationsWithBodyWithResponse(ctx context.Context, orgID ResourceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateOrganizationInvitationsResp, error) {
+	rsp, err := c.CreateOrganizationInvitationsWithBody(ctx, orgID, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateOrganizationInvitationsResp(rsp)
+}
+
+// CreateOrganizationInvitationsWithResponse Invite people by e-mail; who has an account is a member at once
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /organizations/{org_id}/invitations (the `CreateOrganizationInvitations` operationId).
+func (c *ClientWithResponses) CreateOrganizationInvitationsWithResponse(ctx context.Context, orgID ResourceID, body CreateOrganizationInvitationsJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateOrganizationInvitationsResp, error) {
+	rsp, err := c.CreateOrganizationInvitations(ctx, orgID, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateOrganizationInvitationsResp(rsp)
+}
+
 // GetOrganizationMembersWithResponse List the members of an organization
 //
 // Returns a wrapper object for the known response body format(s).
@@ -11392,6 +11725,72 @@ func ParseRevokeOrgAPIKeyResp(rsp *http.Response) (*RevokeOrgAPIKeyResp, error) 
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest OrgAPIKeyRevoked
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetOrganizationInvitationsResp parses an HTTP response from a GetOrganizationInvitationsWithResponse call
+func ParseGetOrganizationInvitationsResp(rsp *http.Response) (*GetOrganizationInvitationsResp, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetOrganizationInvitationsResp{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Invitations
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseCreateOrganizationInvitationsResp parses an HTTP response from a CreateOrganizationInvitationsWithResponse call
+func ParseCreateOrganizationInvitationsResp(rsp *http.Response) (*CreateOrganizationInvitationsResp, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateOrganizationInvitationsResp{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Invitations
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}
@@ -13225,6 +13624,12 @@ type ServerInterface interface {
 	// RevokeOrgAPIKey Revoke a key of an organization; it stops working at once
 	// (DELETE /organizations/{org_id}/api_keys/{key_id})
 	RevokeOrgAPIKey(w http.ResponseWriter, r *http.Request, orgID ResourceID, keyID int64)
+	// GetOrganizationInvitations List the open and the accepted invitations
+	// (GET /organizations/{org_id}/invitations)
+	GetOrganizationInvitations(w http.ResponseWriter, r *http.Request, orgID ResourceID)
+	// CreateOrganizationInvitations Invite people by e-mail; who has an account is a member at once
+	// (POST /organizations/{org_id}/invitations)
+	CreateOrganizationInvitations(w http.ResponseWriter, r *http.Request, orgID ResourceID)
 	// GetOrganizationMembers List the members of an organization
 	// (GET /organizations/{org_id}/members)
 	GetOrganizationMembers(w http.ResponseWriter, r *http.Request, orgID ResourceID, params GetOrganizationMembersParams)
@@ -13570,6 +13975,58 @@ func (siw *ServerInterfaceWrapper) RevokeOrgAPIKey(w http.ResponseWriter, r *htt
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.RevokeOrgAPIKey(w, r, orgID, keyID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetOrganizationInvitations operation middleware
+func (siw *ServerInterfaceWrapper) GetOrganizationInvitations(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "org_id" -------------
+	var orgID ResourceID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "org_id", r.PathValue("org_id"), &orgID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "org_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetOrganizationInvitations(w, r, orgID)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// CreateOrganizationInvitations operation middleware
+func (siw *ServerInterfaceWrapper) CreateOrganizationInvitations(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "org_id" -------------
+	var orgID ResourceID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "org_id", r.PathValue("org_id"), &orgID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "org_id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.CreateOrganizationInvitations(w, r, orgID)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -15826,6 +16283,8 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/organizations/{org_id}/members/{member_id}", wrapper.RemoveOrganizationMember)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/organizations/{org_id}/members/{member_id}", wrapper.GetOrganizationMember)
 	m.HandleFunc(http.MethodPatch+" "+options.BaseURL+"/organizations/{org_id}/members/{member_id}", wrapper.UpdateOrganizationMember)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/organizations/{org_id}/invitations", wrapper.GetOrganizationInvitations)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/organizations/{org_id}/invitations", wrapper.CreateOrganizationInvitations)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/organizations/{org_id}/api_keys", wrapper.ListOrgAPIKeys)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/organizations/{org_id}/api_keys", wrapper.CreateOrgAPIKey)
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/organizations/{org_id}/api_keys/{key_id}", wrapper.RevokeOrgAPIKey)
@@ -16138,6 +16597,85 @@ type RevokeOrgAPIKeydefaultJSONResponse struct {
 }
 
 func (response RevokeOrgAPIKeydefaultJSONResponse) VisitRevokeOrgAPIKeyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOrganizationInvitationsRequestObject struct {
+	OrgID ResourceID `json:"org_id"`
+}
+
+type GetOrganizationInvitationsResponseObject interface {
+	VisitGetOrganizationInvitationsResponse(w http.ResponseWriter) error
+}
+
+type GetOrganizationInvitations200JSONResponse Invitations
+
+func (response GetOrganizationInvitations200JSONResponse) VisitGetOrganizationInvitationsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOrganizationInvitationsdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GetOrganizationInvitationsdefaultJSONResponse) VisitGetOrganizationInvitationsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateOrganizationInvitationsRequestObject struct {
+	OrgID ResourceID `json:"org_id"`
+	Body  *CreateOrganizationInvitationsJSONRequestBody
+}
+
+type CreateOrganizationInvitationsResponseObject interface {
+	VisitCreateOrganizationInvitationsResponse(w http.ResponseWriter) error
+}
+
+type CreateOrganizationInvitations200JSONResponse Invitations
+
+func (response CreateOrganizationInvitations200JSONResponse) VisitCreateOrganizationInvitationsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateOrganizationInvitationsdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response CreateOrganizationInvitationsdefaultJSONResponse) VisitCreateOrganizationInvitationsResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -18361,6 +18899,12 @@ type StrictServerInterface interface {
 	// RevokeOrgAPIKey Revoke a key of an organization; it stops working at once
 	// (DELETE /organizations/{org_id}/api_keys/{key_id})
 	RevokeOrgAPIKey(ctx context.Context, request RevokeOrgAPIKeyRequestObject) (RevokeOrgAPIKeyResponseObject, error)
+	// GetOrganizationInvitations List the open and the accepted invitations
+	// (GET /organizations/{org_id}/invitations)
+	GetOrganizationInvitations(ctx context.Context, request GetOrganizationInvitationsRequestObject) (GetOrganizationInvitationsResponseObject, error)
+	// CreateOrganizationInvitations Invite people by e-mail; who has an account is a member at once
+	// (POST /organizations/{org_id}/invitations)
+	CreateOrganizationInvitations(ctx context.Context, request CreateOrganizationInvitationsRequestObject) (CreateOrganizationInvitationsResponseObject, error)
 	// GetOrganizationMembers List the members of an organization
 	// (GET /organizations/{org_id}/members)
 	GetOrganizationMembers(ctx context.Context, request GetOrganizationMembersRequestObject) (GetOrganizationMembersResponseObject, error)
@@ -18774,6 +19318,65 @@ func (sh *strictHandler) RevokeOrgAPIKey(w http.ResponseWriter, r *http.Request,
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(RevokeOrgAPIKeyResponseObject); ok {
 		if err := validResponse.VisitRevokeOrgAPIKeyResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetOrganizationInvitations operation middleware
+func (sh *strictHandler) GetOrganizationInvitations(w http.ResponseWriter, r *http.Request, orgID ResourceID) {
+	var request GetOrganizationInvitationsRequestObject
+
+	request.OrgID = orgID
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetOrganizationInvitations(ctx, request.(GetOrganizationInvitationsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetOrganizationInvitations")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetOrganizationInvitationsResponseObject); ok {
+		if err := validResponse.VisitGetOrganizationInvitationsResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// CreateOrganizationInvitations operation middleware
+func (sh *strictHandler) CreateOrganizationInvitations(w http.ResponseWriter, r *http.Request, orgID ResourceID) {
+	var request CreateOrganizationInvitationsRequestObject
+
+	request.OrgID = orgID
+
+	var body CreateOrganizationInvitationsJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateOrganizationInvitations(ctx, request.(CreateOrganizationInvitationsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateOrganizationInvitations")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(CreateOrganizationInvitationsResponseObject); ok {
+		if err := validResponse.VisitCreateOrganizationInvitationsResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

@@ -40,6 +40,8 @@ var matrix = []struct{ operation, want, query, body string }{
 	{"getOrganizationMember", "yynnynff", "", ""},
 	{"updateOrganizationMember", "yfnnfnff", "", `{"role":"member"}`},
 	{"removeOrganizationMember", "yfnnfnff", "", ""},
+	{"getOrganizationInvitations", "yynnynff", "", ""},
+	{"createOrganizationInvitations", "yfnnfnff", "", `{"invitations":[{"email":"somebody@example.com","role":"member"}]}`},
 	{"listOrgApiKeys", "yynnynff", "", ""},
 	{"createOrgApiKey", "yfnnfnff", "", `{"key_name":"all"}`},
 	{"createOrgApiKey", "yynnfnff", "", `{"key_name":"one","project_id":"none"}`},

@@ -104,6 +104,17 @@ func adminCommand() *cobra.Command {
 	setMember.Flags().StringVar(&email, "email", "", "e-mail address of the user")
 	setMember.Flags().StringVar(&role, "role", "", "admin, member, or none to end the membership")
 
+	invitations := &cobra.Command{Use: "invitations", Short: "List the open invitations with their links", Args: cobra.NoArgs,
+		Long: "List the open invitations with their links. Whoever has a link can accept the invitation: treat it like a password.",
+		RunE: with(func(cmd *cobra.Command, a control.Admin) error {
+			list, err := a.Invitations(cmd.Context())
+			w := table("E-MAIL", "ORGANIZATION", "ROLE", "EXPIRES", "LINK")
+			for _, i := range list {
+				row(w, i.Email, i.OrgID, i.Role, i.ExpiresAt, i.Link)
+			}
+			return flush(w, err)
+		})}
+
 	addKey := &cobra.Command{Use: "create", Short: "Make a key: a user's, an organization's, or for one project", Args: cobra.NoArgs,
 		Example: "  bough admin keys create --name ci --org-id org-quiet-river-12345678",
 		RunE: with(func(cmd *cobra.Command, a control.Admin) error {
@@ -152,6 +163,7 @@ func adminCommand() *cobra.Command {
 		group("users", "Users", addUser, listUsers),
 		group("orgs", "Organizations", addOrg, listOrgs, setMember),
 		group("keys", "API keys", addKey, listKeys, revokeKey),
+		invitations,
 	)
 	return cmd
 }

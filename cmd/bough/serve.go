@@ -88,6 +88,9 @@ func serverFlags(f *pflag.FlagSet, c *service.Config) {
 	limit := &rateValue{limit: &c.RateLimit}
 	_ = limit.Set("off")
 	f.Var(limit, "rate-limit", "bound the API calls of one account in all, and of each operation: 700/m,40/s is what clients of the published service expect")
+	f.StringVar(&c.PublicURL, "public-url", "", "where people reach the API, like https://bough.example.com: the start of the links in invitations")
+	f.StringVar(&c.SMTPURL, "smtp-url", "", "server that sends invitations: smtp://user:password@host:587, or smtps://; without one their links are shown to who invites")
+	f.StringVar(&c.SMTPFrom, "smtp-from", "", "sender of the invitations")
 	f.BoolVar(&c.AllowPlain, "allow-plaintext", false, "let clients on this machine connect without TLS")
 	f.BoolVar(&c.StopComputes, "stop-computes", false, "on Ctrl-C or SIGTERM stop the computes and the control database too")
 	f.StringVar(&c.LogFormat, "log-format", "text", "text or json")

@@ -180,6 +180,9 @@ func (s *Service) Stop() {
 		if s.stop != nil {
 			s.stop()
 		}
+		if s.stopPost != nil {
+			s.stopPost()
+		}
 		s.work.Wait()
 	})
 }

@@ -89,6 +89,10 @@ type Service struct {
 	drift     reconciler
 	replicas  replicas
 
+	post     Post
+	letters  chan struct{} // wakes who sends them
+	stopPost context.CancelFunc
+
 	stop     context.CancelFunc
 	stopOnce sync.Once
 	work     sync.WaitGroup
@@ -96,7 +100,7 @@ type Service struct {
 
 // New makes a Service. Recover must be called before anything else.
 func New(o Options) *Service {
-	return &Service{Options: o, log: o.Log, drift: reconciler{nudge: make(chan struct{}, 1)}}
+	return &Service{Options: o, log: o.Log, letters: make(chan struct{}, 1), drift: reconciler{nudge: make(chan struct{}, 1)}}
 }
 
 func (a Addressing) withPort(host string) string {

@@ -264,6 +264,22 @@ type Membership struct {
 	JoinedAt time.Time
 }
 
+// Invitation asks someone to become a member of an organization.
+type Invitation struct {
+	ID         string // UUID
+	OrgID      string
+	OrgName    string // not read everywhere
+	Email      string // lower case
+	Role       string // RoleAdmin or RoleMember
+	InvitedBy  string // id of the user
+	InvitedAt  time.Time
+	ExpiresAt  time.Time
+	TokenHash  []byte // SHA-256 of what the link holds
+	AcceptedAt *time.Time
+	MailDueAt  *time.Time // nil: there is no letter to send
+	MailTries  int
+}
+
 // ProjectPermission shares a project with whoever has an e-mail address.
 type ProjectPermission struct {
 	ID        string // UUID

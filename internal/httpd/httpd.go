@@ -95,6 +95,9 @@ func (d *door) route(w http.ResponseWriter, r *http.Request) {
 	case "/healthz":
 		d.healthz(w, r)
 		return
+	case "/invitation":
+		d.invitation(w, r)
+		return
 	case "/metrics":
 		if d.opt.Metrics != nil {
 			d.opt.Metrics.ServeHTTP(w, r)

@@ -34,6 +34,7 @@ type UseCases interface {
 	Transfers
 	Sharing
 	JWKS
+	Invitations
 }
 
 // Projects are the use cases of projects.
@@ -166,6 +167,14 @@ type JWKS interface {
 	ListJWKS(ctx context.Context, c core.Caller, projectID string) ([]core.JWKS, error)
 	AddJWKS(ctx context.Context, c core.Caller, j core.JWKS) (core.JWKS, error)
 	DeleteJWKS(ctx context.Context, c core.Caller, projectID, id string) (core.JWKS, error)
+}
+
+// Invitations are the use cases of new members. Whoever has a link's token needs no key.
+type Invitations interface {
+	ListInvitations(ctx context.Context, c core.Caller, orgID string) ([]core.Invitation, error)
+	CreateInvitations(ctx context.Context, c core.Caller, orgID string, list []control.Invite) ([]control.InvitationMade, error)
+	Invitation(ctx context.Context, token string) (core.Invitation, error)
+	AcceptInvitation(ctx context.Context, token, name string) (control.Welcome, error)
 }
 
 var (

@@ -51,6 +51,8 @@ type Config struct {
 	ReconcileEvery, ReconcilePatience time.Duration
 	MaxStarts                         int             // computes that start at once; 0 chooses
 	OperationsKeep                    time.Duration   // how long the record of an operation that has ended is kept; 0 chooses
+	PublicURL                         string          // where people reach the server: the start of links; "" is where it listens
+	SMTPURL, SMTPFrom                 string          // how invitations are sent; see mail.New. "": their links are shown
 	RateLimit                         httpd.RateLimit // of API calls; see httpd.ParseRateLimit
 }
 
@@ -139,6 +141,7 @@ func (l layout) identity() string { return l.path("identity") }
 func (l layout) control() string  { return l.path("control") }
 func (l layout) builds() string   { return l.path("builds") }
 func (l layout) logs() string     { return l.path("log") }
+func (l layout) sealer() string   { return l.path("keys", "passwords.key") }
 func (l layout) volumes() string  { return l.path("pool", "volumes") }
 
 // id is a short name for the data directory, to be used outside of it.

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/boughdb/bough/internal/auth"
 	"github.com/boughdb/bough/internal/compute"
 	"github.com/boughdb/bough/internal/compute/cgroup"
 	"github.com/boughdb/bough/internal/compute/local"
@@ -262,5 +264,14 @@ func OpenAdmin(ctx context.Context, dir, url string) (control.Admin, func(), err
 	if err != nil {
 		return control.Admin{}, nil, err
 	}
-	return control.Admin{Store: st}, st.Close, nil
+	a := control.Admin{Store: st}
+	if a.Sealer, err = auth.OpenSealer(layout{dir}.sealer()); err != nil {
+		st.Close()
+		return control.Admin{}, nil, err
+	}
+	var file AdminFile
+	if raw, err := os.ReadFile(layout{dir}.admin()); err == nil && json.Unmarshal(raw, &file) == nil {
+		a.BaseURL = cmp.Or(file.PublicURL, strings.TrimSuffix(file.APIURL, "/api/v2"))
+	}
+	return a, st.Close, nil
 }

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -25,6 +26,7 @@ import (
 	"github.com/boughdb/bough/internal/core"
 	"github.com/boughdb/bough/internal/history"
 	"github.com/boughdb/bough/internal/httpd"
+	"github.com/boughdb/bough/internal/mail"
 	"github.com/boughdb/bough/internal/ops"
 	"github.com/boughdb/bough/internal/postgres"
 	"github.com/boughdb/bough/internal/proxy"
@@ -44,12 +46,13 @@ const (
 
 // AdminFile is what DIR/admin.json holds: all that a client on this machine needs.
 type AdminFile struct {
-	APIURL string `json:"api_url"` // ends in /api/v2
-	APIKey string `json:"api_key"` // personal key of the first user
-	OrgID  string `json:"org_id"`
-	UserID string `json:"user_id"`
-	PGAddr string `json:"pg_addr"` // host:port of the proxy
-	Sizes  string `json:"sizes"`   // whether the sizes of computes are enforced, in words
+	APIURL    string `json:"api_url"` // ends in /api/v2
+	APIKey    string `json:"api_key"` // personal key of the first user
+	OrgID     string `json:"org_id"`
+	UserID    string `json:"user_id"`
+	PGAddr    string `json:"pg_addr"`              // host:port of the proxy
+	Sizes     string `json:"sizes"`                // whether the sizes of computes are enforced, in words
+	PublicURL string `json:"public_url,omitempty"` // the start of links in invitations; "" is that of the API
 }
 
 // Server is a running Bough.
@@ -164,7 +167,7 @@ func (s *Server) start(ctx context.Context) error {
 	if err := s.identify(ctx, pool); err != nil {
 		return err
 	}
-	sealer, err := auth.OpenSealer(s.layout.path("keys", "passwords.key"))
+	sealer, err := auth.OpenSealer(s.layout.sealer())
 	if err != nil {
 		return err
 	}
@@ -311,6 +314,13 @@ func (s *Server) serveHTTP(ctx context.Context, pgAddr string) error {
 	if err := s.writeAdmin(ctx, "http://"+addr+"/api/v2", pgAddr); err != nil {
 		return err
 	}
+	post := control.Post{BaseURL: cmp.Or(strings.TrimRight(s.cfg.PublicURL, "/"), "http://"+addr)}
+	if s.cfg.SMTPURL != "" {
+		if post.Mailer, err = mail.New(s.cfg.SMTPURL, s.cfg.SMTPFrom); err != nil {
+			return err
+		}
+	}
+	s.control.StartPost(ctx, post)
 	server := &http.Server{
 		Handler: httpd.New(httpd.Options{
 			UseCases: s.control, Auth: s.control, Log: s.log, Ready: s.store.Ping, Metrics: s.metrics.handler(),
@@ -397,6 +407,7 @@ func (s *Server) writeAdmin(ctx context.Context, apiURL, pgAddr string) error {
 		s.admin = AdminFile{APIKey: key.Secret, OrgID: org.ID, UserID: user.ID}
 	}
 	s.admin.APIURL, s.admin.PGAddr, s.admin.Sizes = apiURL, pgAddr, s.sizes
+	s.admin.PublicURL = strings.TrimRight(s.cfg.PublicURL, "/")
 	return s.saveAdmin()
 }
 

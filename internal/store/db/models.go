@@ -106,6 +106,21 @@ type Handle struct {
 	StartedAt time.Time
 }
 
+type Invitation struct {
+	ID         string
+	OrgID      string
+	Email      string
+	Role       string
+	InvitedBy  string
+	InvitedAt  time.Time
+	ExpiresAt  time.Time
+	TokenHash  []byte
+	AcceptedAt *time.Time
+	// when the letter is sent, or sent again; null when there is nothing to send
+	MailDueAt *time.Time
+	MailTries int32
+}
+
 type Jwk struct {
 	ID           string
 	ProjectID    string

@@ -1,0 +1,105 @@
+package httpd
+
+import (
+	"context"
+	"html/template"
+	"net/http"
+
+	"github.com/boughdb/bough/api"
+	"github.com/boughdb/bough/internal/control"
+	"github.com/boughdb/bough/internal/core"
+)
+
+func invitation(i core.Invitation) api.Invitation {
+	return api.Invitation{
+		ID: i.ID, Email: i.Email, OrgID: i.OrgID, InvitedBy: i.InvitedBy, InvitedAt: stamp(i.InvitedAt), Role: api.MemberRole(i.Role),
+	}
+}
+
+// GetOrganizationInvitations implements GET /organizations/{org_id}/invitations.
+func (h *handlers) GetOrganizationInvitations(ctx context.Context, req api.GetOrganizationInvitationsRequestObject) (api.GetOrganizationInvitationsResponseObject, error) {
+	list, err := h.uc.ListInvitations(ctx, CallerFrom(ctx), req.OrgID)
+	if err != nil {
+		return nil, err
+	}
+	return api.GetOrganizationInvitations200JSONResponse{Invitations: each(list, invitation)}, nil
+}
+
+// CreateOrganizationInvitations implements POST /organizations/{org_id}/invitations.
+func (h *handlers) CreateOrganizationInvitations(ctx context.Context, req api.CreateOrganizationInvitationsRequestObject) (api.CreateOrganizationInvitationsResponseObject, error) {
+	var list []control.Invite
+	for _, i := range req.Body.Invitations {
+		list = append(list, control.Invite{Email: i.Email, Role: string(i.Role)})
+	}
+	made, err := h.uc.CreateInvitations(ctx, CallerFrom(ctx), req.OrgID, list)
+	if err != nil {
+		return nil, err
+	}
+	return api.CreateOrganizationInvitations200JSONResponse{Invitations: each(made, func(m control.InvitationMade) api.Invitation {
+		out := invitation(m.Invitation)
+		out.AcceptURL = opt(m.Link)
+		return out
+	})}, nil
+}
+
+// page is what opens behind the link of an invitation.
+var page = template.Must(template.New("invitation").Parse(`<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Bough: invitation</title></head><body>
+{{- if .Error}}<h1>This does not work</h1><p>{{.Error}}</p>
+{{- else if .Done}}<h1>Welcome, {{.Name}}</h1><p>You are a member of {{.Org}}.</p>
+{{- if .Key}}<p>Your API key, shown this once:</p><pre>{{.Key}}</pre>{{else}}<p>Your API keys work there from now on.</p>{{end}}
+{{- else}}<h1>Join {{.Org}}</h1><p>{{.Email}} is invited with the role {{.Role}}.</p>
+<form method="post" action="/invitation"><input type="hidden" name="token" value="{{.Token}}">
+<label>Your name <input name="name" required maxlength="128" autofocus></label> <button>Accept</button></form>
+{{- end}}</body></html>
+`))
+
+type pageData struct {
+	Error, Name, Org, Email, Role, Key, Token string
+	Done                                      bool
+}
+
+// invitation shows an invitation and, on POST, accepts it. Opening the link changes nothing: mail filters do it, too.
+func (d *door) invitation(w http.ResponseWriter, r *http.Request) {
+	h := w.Header()
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Cache-Control", "no-store")
+	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("Content-Security-Policy", "default-src 'none'; form-action 'self'; frame-ancestors 'none'")
+	var data pageData
+	var err error
+	switch r.Method {
+	case http.MethodGet, http.MethodHead:
+		var i core.Invitation
+		data.Token = r.URL.Query().Get("token")
+		if i, err = d.opt.UseCases.Invitation(r.Context(), data.Token); err == nil {
+			data.Org, data.Email, data.Role = i.OrgName, i.Email, i.Role
+		}
+	case http.MethodPost:
+		r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
+		if e := r.ParseForm(); e != nil {
+			err = core.Invalidf("the form cannot be read")
+			break
+		}
+		var done control.Welcome
+		if done, err = d.opt.UseCases.AcceptInvitation(r.Context(), r.PostForm.Get("token"), r.PostForm.Get("name")); err == nil {
+			data.Done, data.Name, data.Org = true, done.User.Name, done.OrgID
+			if done.Key != nil {
+				data.Key = done.Key.Secret
+			}
+		}
+	default:
+		h.Set("Allow", "GET, HEAD, POST")
+		d.write(w, r, http.StatusMethodNotAllowed, "METHOD_NOT_ALLOWED", "/invitation knows GET, HEAD and POST")
+		return
+	}
+	if err != nil {
+		kind := core.KindOf(err)
+		if kind == core.KindInternal {
+			d.log.ErrorContext(r.Context(), "internal error", "request_id", RequestID(r.Context()), "operation", "invitation", "error", err)
+		}
+		data.Error = core.UserMessage(err)
+		w.WriteHeader(kinds[kind].status)
+	}
+	_ = page.Execute(w, data) // the client is gone
+}
