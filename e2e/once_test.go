@@ -159,10 +159,13 @@ func TestIdempotencyKey(t *testing.T) {
 // TestOldOperationsGo keeps the record of operations as long as it is told.
 func TestOldOperationsGo(t *testing.T) {
 	s := start(t, "--operations-keep", "1s")
-	p := s.project(t)
+	p, err := s.CreateProject(t.Context(), sdk.ProjectCreate{}) // not waited for: that asks for operations, which go
+	if err != nil {
+		t.Fatal(err)
+	}
 	deadline := time.Now().Add(opLimit)
 	for {
-		ops, err := sdk.All(s.Operations(t.Context(), p.ID, sdk.OperationFilter{}))
+		ops, err := sdk.All(s.Operations(t.Context(), p.Project.ID, sdk.OperationFilter{}))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -174,7 +177,7 @@ func TestOldOperationsGo(t *testing.T) {
 		}
 		time.Sleep(pollEvery)
 	}
-	if conn := s.connect(t, p.URI); value[int](t, conn, "SELECT 1") != 1 {
+	if conn := s.connect(t, p.ConnectionUris[0].ConnectionURI); value[int](t, conn, "SELECT 1") != 1 {
 		t.Error("the project does not work any more")
 	}
 }

@@ -110,8 +110,11 @@ func dropUnloadable(ctx context.Context, dir string) ([]string, error) {
 		return nil, nil // then CREATE EXTENSION says it
 	}
 	modules, err := filepath.Glob(filepath.Join(dir, "lib", "postgresql", "*.so"))
-	if err != nil || len(modules) == 0 {
-		return nil, fmt.Errorf("no modules in the package (error %v)", err)
+	if err == nil && len(modules) == 0 {
+		err = errors.New("there are none")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("modules of the package: %w", err)
 	}
 	cmd := exec.CommandContext(ctx, ldd, modules...)
 	cmd.Env = ServerEnv()
