@@ -80,7 +80,7 @@ func (b *bench) replicas(ctx context.Context) (rows []row, err error) {
 
 // lagUnderLoad measures again and again how long it takes until the replica has replayed what is durable on the primary.
 func (b *bench) lagUnderLoad(ctx context.Context, replica *target) (lag series, err error) {
-	load := exec.CommandContext(ctx, b.build.Tool("pgbench"), "-n", "-c", "8", "-j", "2", "-T", "600", b.main.uri)
+	load := exec.CommandContext(ctx, b.pgbenchPath, "-n", "-c", "8", "-j", "2", "-T", "600", b.main.uri)
 	if err := load.Start(); err != nil {
 		return nil, err
 	}
