@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"os/exec"
-	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -80,14 +78,11 @@ func (b *bench) replicas(ctx context.Context) (rows []row, err error) {
 
 // lagUnderLoad measures again and again how long it takes until the replica has replayed what is durable on the primary.
 func (b *bench) lagUnderLoad(ctx context.Context, replica *target) (lag series, err error) {
-	load := exec.CommandContext(ctx, b.pgbenchPath, "-n", "-c", "8", "-j", "2", "-T", "600", b.main.uri)
-	if err := load.Start(); err != nil {
+	load, err := b.startLoad(ctx, b.main.uri)
+	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		_ = load.Process.Signal(syscall.SIGINT)
-		_ = load.Wait()
-	}()
+	defer load.stop()
 	var conns [2]*pgx.Conn
 	for i, t := range []*target{b.main, replica} {
 		if conns[i], err = pgx.Connect(ctx, "host="+b.socket(t)+" user="+postgres.AdminRole+" dbname=postgres"); err != nil {

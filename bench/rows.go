@@ -207,7 +207,7 @@ func (b *bench) branch(ctx context.Context) (rows []row, err error) {
 			if _, err := admin.Exec(ctx, "CREATE DATABASE copy TEMPLATE "+postgres.DefaultDatabase); err != nil {
 				return err
 			}
-			return b.firstRowOf(ctx, p.uri(postgres.DefaultOwner, "copy"))
+			return firstRowOf(ctx, p.uri(postgres.DefaultOwner, "copy"))
 		})
 		if err != nil {
 			return nil, err
@@ -227,33 +227,18 @@ func (b *bench) branch(ctx context.Context) (rows []row, err error) {
 	}, nil
 }
 
-func (b *bench) firstRowOf(ctx context.Context, uri string) error {
-	conn, err := pgx.Connect(ctx, uri)
-	if err != nil {
-		return err
-	}
-	defer conn.Close(ctx)
-	var one int
-	return conn.QueryRow(ctx, "SELECT 1", pgx.QueryExecModeSimpleProtocol).Scan(&one)
-}
-
 // branchUnderLoad: branches of a parent under pgbench, with the WAL distance that the child had to replay.
 func (b *bench) branchUnderLoad(ctx context.Context) ([]row, error) {
 	if err := b.resize(ctx, b.main, machineCU(), machineCU()); err != nil {
 		return nil, err
 	}
-	load := exec.CommandContext(ctx, b.pgbenchPath, "-n", "-c", "8", "-j", "2", "-T", "600", b.main.uri)
-	if err := load.Start(); err != nil {
+	load, err := b.startLoad(ctx, b.main.uri)
+	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		_ = load.Process.Signal(syscall.SIGINT)
-		_ = load.Wait()
-	}()
-	select { // let checkpoints and fragmentation set in
-	case <-time.After(time.Duration(b.seconds) * time.Second):
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	defer load.stop()
+	if err := sleep(ctx, time.Duration(b.seconds)*time.Second); err != nil { // let checkpoints and fragmentation set in
+		return nil, err
 	}
 	var ours series
 	var distances []int64

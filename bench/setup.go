@@ -221,6 +221,19 @@ func (b *bench) firstRow(ctx context.Context, uri string) error {
 	}
 	cfg.TLSConfig = &tls.Config{InsecureSkipVerify: true, ServerName: cfg.Host} // as sslmode=require
 	cfg.Host, cfg.Port, cfg.Fallbacks = host, uint16(n), nil
+	return firstRowWith(ctx, cfg)
+}
+
+// firstRowOf connects as the string says, and reads one row.
+func firstRowOf(ctx context.Context, uri string) error {
+	cfg, err := pgx.ParseConfig(uri)
+	if err != nil {
+		return err
+	}
+	return firstRowWith(ctx, cfg)
+}
+
+func firstRowWith(ctx context.Context, cfg *pgx.ConnConfig) error {
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return err
@@ -297,13 +310,7 @@ func (p *plain) firstRow(ctx context.Context) error {
 	if p.stock {
 		uri = p.uri(postgres.AdminRole, postgres.AdminDatabase)
 	}
-	conn, err := pgx.Connect(ctx, uri)
-	if err != nil {
-		return err
-	}
-	defer conn.Close(ctx)
-	var one int
-	return conn.QueryRow(ctx, "SELECT 1", pgx.QueryExecModeSimpleProtocol).Scan(&one)
+	return firstRowOf(ctx, uri)
 }
 
 func (p *plain) stop() error {

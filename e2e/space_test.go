@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -15,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/boughdb/bough/api"
+	"github.com/boughdb/bough/internal/pgtest"
 	"github.com/boughdb/bough/sdk"
 )
 
@@ -27,40 +27,10 @@ const (
 // smallHost mounts a file system of 3 GiB and starts a server on it, with a btrfs image in it.
 func smallHost(t *testing.T) *server {
 	t.Helper()
-	outer, err := os.MkdirTemp("", "bough-e2e-host-")
-	if err != nil {
+	host := pgtest.Mount(t, "ext4", 3<<30)
+	logs := filepath.Join(filepath.Dir(host), "logs")
+	if err := errors.Join(os.Mkdir(logs, 0o755), os.Chmod(logs, 0o755)); err != nil {
 		t.Fatal(err)
-	}
-	if outer, err = filepath.EvalSymlinks(outer); err != nil {
-		t.Fatal(err)
-	}
-	image, host, logs := filepath.Join(outer, "host.img"), filepath.Join(outer, "host"), filepath.Join(outer, "logs")
-	t.Cleanup(func() {
-		if len(mountsBelow(outer)) > 0 {
-			if problem := within(opLimit, func() string {
-				if out, err := exec.Command("umount", host).CombinedOutput(); err != nil {
-					return string(out)
-				}
-				return ""
-			}); problem != "" {
-				t.Error(problem)
-			}
-		}
-		if err := os.RemoveAll(outer); err != nil {
-			t.Error(err)
-		}
-	})
-	for _, dir := range []string{outer, host, logs} {
-		if err := errors.Join(os.MkdirAll(dir, 0o755), os.Chmod(dir, 0o755)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, argv := range [][]string{
-		{"truncate", "--size", "3G", image}, {"mkfs.ext4", "-q", "-F", "-m", "0", image}, {"mount", "-o", "loop", image, host},
-	} {
-		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %v\n%s", argv, err, out)
-		}
 	}
 	s := prepareIn(t, logs, filepath.Join(host, "data"), "btrfs", "--storage-size", "1536MiB", "--storage-limit", "1536MiB",
 		"--host-reserve", fmt.Sprint(hostReserve), "--pool-reserve", fmt.Sprint(poolReserve))

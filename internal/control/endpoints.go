@@ -243,17 +243,16 @@ func (s *Service) UpdateEndpoint(ctx context.Context, c core.Caller, projectID, 
 		if wants(saved) != core.EndpointActive {
 			return saved, nil, nil
 		}
-		suspend := newOperation(c, projectID, e.BranchID, id, core.ActionSuspendCompute)
 		switch {
 		case saved.Disabled && !before.Disabled:
 			saved, err = q.SetEndpointPending(ctx, id, core.EndpointIdle)
-			return saved, []core.Operation{suspend}, err
+			return saved, []core.Operation{newOperation(c, projectID, e.BranchID, id, core.ActionSuspendCompute)}, err
 		case settings.restart || !s.Computes.Resizable(sizeSpec(before), sizeSpec(saved)):
 			if err := s.runnable(ctx, q, projectID); err != nil {
 				return e, nil, err
 			}
 			saved, err = q.SetEndpointPending(ctx, id, core.EndpointActive)
-			return saved, []core.Operation{suspend, newOperation(c, projectID, e.BranchID, id, core.ActionStartCompute)}, err
+			return saved, restartOperations(c, saved), err
 		case saved.MinCU != before.MinCU || saved.MaxCU != before.MaxCU:
 			resized = sizeSpec(saved)
 		}
@@ -365,9 +364,14 @@ func (s *Service) RestartEndpoint(ctx context.Context, c core.Caller, projectID,
 			return e, nil, err
 		}
 		e, err := q.SetEndpointPending(ctx, id, core.EndpointActive)
-		return e, []core.Operation{
-			newOperation(c, projectID, e.BranchID, id, core.ActionSuspendCompute),
-			newOperation(c, projectID, e.BranchID, id, core.ActionStartCompute),
-		}, err
+		return e, restartOperations(c, e), err
 	})
+}
+
+// restartOperations stop and start a compute.
+func restartOperations(c core.Caller, e core.Endpoint) []core.Operation {
+	return []core.Operation{
+		newOperation(c, e.ProjectID, e.BranchID, e.ID, core.ActionSuspendCompute),
+		newOperation(c, e.ProjectID, e.BranchID, e.ID, core.ActionStartCompute),
+	}
 }

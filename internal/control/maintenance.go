@@ -98,7 +98,7 @@ func (s *Service) maintain(ctx context.Context, id string, now time.Time) (resta
 	if err != nil || reason == "" {
 		return false, err
 	}
-	restarted, err = s.restartFor(ctx, e, "maintenance: "+reason)
+	restarted, err = s.restartFor(ctx, id, "maintenance: "+reason)
 	if restarted {
 		s.log.Info("a compute is restarted in its maintenance window", "endpoint_id", id, "reason", reason)
 	}
@@ -151,31 +151,8 @@ func (s *Service) outdated(ctx context.Context, e core.Endpoint) (string, error)
 }
 
 // restartFor queues a restart of a running compute that nobody asked for, unless something else is under way.
-func (s *Service) restartFor(ctx context.Context, e core.Endpoint, reason string) (queued bool, err error) {
-	err = s.Store.Tx(ctx, func(q store.Q) error {
-		queued = false
-		if _, err := q.LockBranch(ctx, e.ProjectID, e.BranchID); err != nil {
-			return err
-		}
-		e, err := q.LockEndpoint(ctx, e.ID)
-		if err != nil || e.State != core.EndpointActive || e.PendingState != "" {
-			return err
-		}
-		if _, err := q.SetEndpointPending(ctx, e.ID, core.EndpointActive); err != nil {
-			return err
-		}
-		var ops []core.Operation
-		for _, action := range []core.OperationAction{core.ActionSuspendCompute, core.ActionStartCompute} {
-			op := newOperation(core.Caller{}, e.ProjectID, e.BranchID, e.ID, action)
-			op.Params = because(reason)
-			ops = append(ops, op)
-		}
-		_, err = s.Queue.Enqueue(ctx, q, ops...)
-		queued = err == nil
-		return err
+func (s *Service) restartFor(ctx context.Context, id, reason string) (queued bool, err error) {
+	return s.unasked(ctx, id, func(q store.Q, e core.Endpoint) error {
+		return s.queueUnasked(ctx, q, e, core.EndpointActive, reason, core.ActionSuspendCompute, core.ActionStartCompute)
 	})
-	if err == nil && queued {
-		s.Queue.Kick(e.BranchID)
-	}
-	return err == nil && queued, err
 }

@@ -316,25 +316,16 @@ func (s *Service) settleEndpoint(ctx context.Context, id string) error {
 			return errors.Join(err, errNothing)
 		}
 		ready, up := s.Computes.Lookup(id)
-		enqueue := func(action core.OperationAction, to core.EndpointState, reason string) error {
-			op := newOperation(core.Caller{}, e.ProjectID, e.BranchID, id, action)
-			op.Params = because(reason)
-			if _, err := q.SetEndpointPending(ctx, id, to); err != nil {
-				return err
-			}
-			_, err := s.Queue.Enqueue(ctx, q, op)
-			return err
-		}
 		_, sleeps := e.IdleTimeout()
 		switch {
 		case e.Deleting || (up && e.Disabled):
-			return enqueue(core.ActionSuspendCompute, core.EndpointIdle, "reconciliation")
+			return s.queueUnasked(ctx, q, e, core.EndpointIdle, "reconciliation", core.ActionSuspendCompute)
 		case up && (e.State != core.EndpointActive || e.PendingState != ""):
 			return q.EndpointActive(ctx, id, ready.StartedAt)
 		case up, e.State != core.EndpointActive && e.PendingState == "":
 			return errNothing
 		case e.State == core.EndpointActive && e.PendingState == "" && !sleeps && !e.Disabled && !s.full.Load():
-			return enqueue(core.ActionStartCompute, core.EndpointActive, "its compute was lost")
+			return s.queueUnasked(ctx, q, e, core.EndpointActive, "its compute was lost", core.ActionStartCompute)
 		}
 		asleep = true
 		return q.EndpointIdle(ctx, id)
@@ -351,39 +342,15 @@ func (s *Service) settleEndpoint(ctx context.Context, id string) error {
 
 // bounce restarts a compute that nobody can reach.
 func (s *Service) bounce(ctx context.Context, id, reason string) error {
-	e, err := s.Store.Endpoint(ctx, id)
-	if core.IsKind(err, core.KindNotFound) {
-		return errNothing
-	}
-	if err != nil {
-		return err
-	}
-	err = s.Store.Tx(ctx, func(q store.Q) error {
-		if _, err := q.LockBranch(ctx, e.ProjectID, e.BranchID); err != nil {
-			return err
-		}
-		e, err := q.LockEndpoint(ctx, id)
-		if err != nil {
-			return err
-		}
+	queued, err := s.unasked(ctx, id, func(q store.Q, e core.Endpoint) error {
 		ready, up := s.Computes.Lookup(id)
-		if !up || e.State != core.EndpointActive || e.PendingState != "" || !missing(filepath.Join(ready.SocketDir, postgres.SocketName)) {
+		if !up || !missing(filepath.Join(ready.SocketDir, postgres.SocketName)) {
 			return errNothing
 		}
-		if _, err := q.SetEndpointPending(ctx, id, core.EndpointActive); err != nil {
-			return err
-		}
-		var ops []core.Operation
-		for _, action := range []core.OperationAction{core.ActionSuspendCompute, core.ActionStartCompute} {
-			op := newOperation(core.Caller{}, e.ProjectID, e.BranchID, id, action)
-			op.Params = because(reason)
-			ops = append(ops, op)
-		}
-		_, err = s.Queue.Enqueue(ctx, q, ops...)
-		return err
+		return s.queueUnasked(ctx, q, e, core.EndpointActive, reason, core.ActionSuspendCompute, core.ActionStartCompute)
 	})
-	if err == nil {
-		s.Queue.Kick(e.BranchID)
+	if core.IsKind(err, core.KindNotFound) || (err == nil && !queued) {
+		return errNothing
 	}
 	return err
 }

@@ -511,11 +511,7 @@ func (s *Service) reclone(ctx context.Context, st *replicaState, id, reason stri
 		}
 		st.recloned, st.broken = time.Now(), time.Time{}
 	}
-	e, err := s.Store.Endpoint(ctx, id)
-	if err != nil {
-		return err
-	}
-	queued, err := s.restartFor(ctx, e, "the replica is made anew: "+reason)
+	queued, err := s.restartFor(ctx, id, "the replica is made anew: "+reason)
 	if queued {
 		s.log.Warn("a replica is made anew", "endpoint_id", id, "reason", reason)
 	}

@@ -134,9 +134,7 @@ func (s *Service) restartProject(ctx context.Context, q store.Q, c core.Caller, 
 			if _, err := q.SetEndpointPending(ctx, e.ID, core.EndpointActive); err != nil {
 				return nil, nil, err
 			}
-			made, err := s.Queue.Enqueue(ctx, q,
-				newOperation(c, projectID, b.ID, e.ID, core.ActionSuspendCompute),
-				newOperation(c, projectID, b.ID, e.ID, core.ActionStartCompute))
+			made, err := s.Queue.Enqueue(ctx, q, restartOperations(c, e)...)
 			if err != nil {
 				return nil, nil, err
 			}

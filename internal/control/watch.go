@@ -93,14 +93,15 @@ func (w Watcher) ComputeExited(ctx context.Context, id string, exit compute.Exit
 	}
 }
 
-// restart queues a start of a compute that ended by itself, or marks it as asleep when it is to be left so. What is queued
-// already takes care of it; work on a branch without an endpoint is started again by its operation.
-func (s *Service) restart(ctx context.Context, id, reason string, leave bool) error {
+// unasked changes an endpoint that is active and has nothing queued, without a user having asked: fn gets it with the rows of
+// its branch and its own locked. done is false when the endpoint is in another state; what is queued takes care of it.
+func (s *Service) unasked(ctx context.Context, id string, fn func(q store.Q, e core.Endpoint) error) (done bool, err error) {
 	e, err := s.Store.Endpoint(ctx, id)
 	if err != nil {
-		return err
+		return false, err
 	}
 	err = s.Store.Tx(ctx, func(q store.Q) error {
+		done = false
 		if _, err := q.LockBranch(ctx, e.ProjectID, e.BranchID); err != nil {
 			return err
 		}
@@ -108,20 +109,40 @@ func (s *Service) restart(ctx context.Context, id, reason string, leave bool) er
 		if err != nil || e.State != core.EndpointActive || e.PendingState != "" {
 			return err
 		}
+		done = true
+		return fn(q, e)
+	})
+	if err != nil {
+		return false, err
+	}
+	s.Queue.Kick(e.BranchID)
+	return done, nil
+}
+
+// queueUnasked queues operations that nobody asked for, with the reason in their parameters, and sets where they lead. q has
+// locked the branch.
+func (s *Service) queueUnasked(ctx context.Context, q store.Q, e core.Endpoint, to core.EndpointState, reason string, actions ...core.OperationAction) error {
+	if _, err := q.SetEndpointPending(ctx, e.ID, to); err != nil {
+		return err
+	}
+	queued := make([]core.Operation, len(actions))
+	for i, action := range actions {
+		queued[i] = newOperation(core.Caller{}, e.ProjectID, e.BranchID, e.ID, action)
+		queued[i].Params = because(reason)
+	}
+	_, err := s.Queue.Enqueue(ctx, q, queued...)
+	return err
+}
+
+// restart queues a start of a compute that ended by itself, or marks it as asleep when it is to be left so. Work on a branch
+// without an endpoint is started again by its operation.
+func (s *Service) restart(ctx context.Context, id, reason string, leave bool) error {
+	_, err := s.unasked(ctx, id, func(q store.Q, e core.Endpoint) error {
 		if leave || e.Disabled {
 			return q.EndpointIdle(ctx, id)
 		}
-		op := newOperation(core.Caller{}, e.ProjectID, e.BranchID, id, core.ActionStartCompute)
-		op.Params = because(reason)
-		if _, err := q.SetEndpointPending(ctx, id, core.EndpointActive); err != nil {
-			return err
-		}
-		_, err = s.Queue.Enqueue(ctx, q, op)
-		return err
+		return s.queueUnasked(ctx, q, e, core.EndpointActive, reason, core.ActionStartCompute)
 	})
-	if err == nil {
-		s.Queue.Kick(e.BranchID)
-	}
 	return err
 }
 
@@ -134,29 +155,9 @@ func (w Watcher) ComputeIdle(ctx context.Context, id string, lastActive time.Tim
 
 // suspend queues a suspension unless something else is queued for the endpoint.
 func (s *Service) suspend(ctx context.Context, id, reason string) error {
-	e, err := s.Store.Endpoint(ctx, id)
-	if err != nil {
-		return err
-	}
-	err = s.Store.Tx(ctx, func(q store.Q) error {
-		if _, err := q.LockBranch(ctx, e.ProjectID, e.BranchID); err != nil {
-			return err
-		}
-		e, err := q.LockEndpoint(ctx, id)
-		if err != nil || e.State != core.EndpointActive || e.PendingState != "" {
-			return err
-		}
-		op := newOperation(core.Caller{}, e.ProjectID, e.BranchID, id, core.ActionSuspendCompute)
-		op.Params = because(reason)
-		if _, err := q.SetEndpointPending(ctx, id, core.EndpointIdle); err != nil {
-			return err
-		}
-		_, err = s.Queue.Enqueue(ctx, q, op)
-		return err
+	_, err := s.unasked(ctx, id, func(q store.Q, e core.Endpoint) error {
+		return s.queueUnasked(ctx, q, e, core.EndpointIdle, reason, core.ActionSuspendCompute)
 	})
-	if err == nil {
-		s.Queue.Kick(e.BranchID)
-	}
 	return err
 }
 

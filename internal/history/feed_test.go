@@ -8,10 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/boughdb/bough/internal/compute"
-	"github.com/boughdb/bough/internal/compute/local"
 	"github.com/boughdb/bough/internal/core"
-	"github.com/boughdb/bough/internal/pgtest"
 	"github.com/boughdb/bough/internal/postgres"
 	"github.com/boughdb/bough/internal/storage"
 )
@@ -19,22 +16,7 @@ import (
 // standby starts a fork as a hot standby without a primary to stream from.
 func (r *rig) standby(t *testing.T, id string) *server {
 	t.Helper()
-	cred := pgtest.Cred(t)
-	driver, err := local.New(cred, nil)
-	must(t, err)
-	s := &server{r: r, id: id, socket: filepath.Join(r.dir, "s-"+id), driver: driver}
-	must(t, postgres.OwnedDir(s.socket, cred))
-	s.proc, err = driver.Start(t.Context(), compute.Launch{
-		EndpointID: id, Build: r.build, DataDir: r.pool.Path(id), SocketDir: s.socket, LogFile: filepath.Join(r.dir, "log-"+id),
-		Args: []string{"unix_socket_directories=" + s.socket, "hot_standby=on"},
-	})
-	must(t, err)
-	t.Cleanup(func() {
-		s.end(t, compute.StopKill)
-		if text, err := os.ReadFile(filepath.Join(r.dir, "log-"+id)); err == nil && t.Failed() {
-			t.Logf("log of %s:\n%s", id, text[max(0, len(text)-4096):])
-		}
-	})
+	s := r.launch(t, id, "hot_standby=on")
 	wait(t, func() bool {
 		conn, err := postgres.Connect(t.Context(), s.socket, postgres.AdminDatabase)
 		if err != nil {

@@ -133,20 +133,29 @@ type server struct {
 // start starts a branch's cluster; one that has never run is promoted.
 func (r *rig) start(t *testing.T, id string) *server {
 	t.Helper()
+	var args []string
+	_, err := os.Lstat(filepath.Join(r.pool.Path(id), "standby.signal"))
+	promote := err == nil
+	if promote {
+		args = append(args, "hot_standby=off", "restore_command=")
+	}
+	s := r.launch(t, id, args...)
+	s.conn = s.ready(t, promote)
+	return s
+}
+
+// launch runs a server on a branch's volume and does not wait for it.
+func (r *rig) launch(t *testing.T, id string, args ...string) *server {
+	t.Helper()
 	cred := pgtest.Cred(t)
 	driver, err := local.New(cred, nil)
 	must(t, err)
 	s := &server{r: r, id: id, socket: filepath.Join(r.dir, "s-"+id), driver: driver}
 	must(t, postgres.OwnedDir(s.socket, cred))
-	args := []string{"unix_socket_directories=" + s.socket}
-	_, err = os.Lstat(filepath.Join(r.pool.Path(id), "standby.signal"))
-	promote := err == nil
-	if promote {
-		args = append(args, "hot_standby=off", "restore_command=")
-	}
 	log := filepath.Join(r.dir, "log-"+id)
 	s.proc, err = driver.Start(t.Context(), compute.Launch{
-		EndpointID: id, Build: r.build, DataDir: r.pool.Path(id), SocketDir: s.socket, LogFile: log, Args: args,
+		EndpointID: id, Build: r.build, DataDir: r.pool.Path(id), SocketDir: s.socket, LogFile: log,
+		Args: append([]string{"unix_socket_directories=" + s.socket}, args...),
 	})
 	must(t, err)
 	t.Cleanup(func() {
@@ -155,7 +164,6 @@ func (r *rig) start(t *testing.T, id string) *server {
 			t.Logf("log of %s:\n%s", id, text[max(0, len(text)-4096):])
 		}
 	})
-	s.conn = s.ready(t, promote)
 	return s
 }
 

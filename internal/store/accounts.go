@@ -27,31 +27,25 @@ func (q Q) LockOrganization(ctx context.Context, id string) (core.Organization, 
 // Members returns the members of an organization with their e-mail addresses, in no order.
 func (q Q) Members(ctx context.Context, orgID string) ([]core.Membership, error) {
 	r, err := q.db.ListMembers(ctx, orgID)
-	return many(r, err, func(r db.ListMembersRow) core.Membership {
-		m := toMembership(r.Membership)
-		m.Email = r.Email
-		return m
-	})
+	return many(r, err, func(r db.ListMembersRow) core.Membership { return toMember(db.GetMemberRow(r)) })
+}
+
+func toMember(r db.GetMemberRow) core.Membership {
+	m := toMembership(r.Membership)
+	m.Email = r.Email
+	return m
 }
 
 // Member returns one member of an organization by the id of the membership.
 func (q Q) Member(ctx context.Context, orgID, id string) (core.Membership, error) {
 	r, err := q.db.GetMember(ctx, db.GetMemberParams{OrgID: orgID, ID: id})
-	return one(r, err, func(r db.GetMemberRow) core.Membership {
-		m := toMembership(r.Membership)
-		m.Email = r.Email
-		return m
-	}, "member", id)
+	return one(r, err, toMember, "member", id)
 }
 
 // MemberByUser returns a user's membership in an organization.
 func (q Q) MemberByUser(ctx context.Context, orgID, userID string) (core.Membership, error) {
 	r, err := q.db.GetMemberByUser(ctx, db.GetMemberByUserParams{OrgID: orgID, UserID: userID})
-	return one(r, err, func(r db.GetMemberByUserRow) core.Membership {
-		m := toMembership(r.Membership)
-		m.Email = r.Email
-		return m
-	}, "member", userID)
+	return one(r, err, func(r db.GetMemberByUserRow) core.Membership { return toMember(db.GetMemberRow(r)) }, "member", userID)
 }
 
 // Admins counts the admins of an organization.
