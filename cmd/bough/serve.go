@@ -88,7 +88,7 @@ func serverFlags(f *pflag.FlagSet, c *service.Config) {
 	limit := &rateValue{limit: &c.RateLimit}
 	_ = limit.Set("off")
 	f.Var(limit, "rate-limit", "bound the API calls of one account in all, and of each operation: 700/m,40/s is what clients of the published service expect")
-	f.StringVar(&c.PublicURL, "public-url", "", "where people reach the API, like https://bough.example.com: the start of the links in invitations")
+	f.StringVar(&c.PublicURL, "public-url", "", "where people reach the API, like https://bough.example.com: the start of the links in invitations, and the address in /api/v2/openapi.json")
 	f.StringVar(&c.SMTPURL, "smtp-url", "", "server that sends invitations: smtp://user:password@host:587, or smtps://; without one their links are shown to who invites")
 	f.StringVar(&c.SMTPFrom, "smtp-from", "", "sender of the invitations")
 	f.BoolVar(&c.AllowPlain, "allow-plaintext", false, "let clients on this machine connect without TLS")
@@ -133,7 +133,7 @@ start takes them over. 'bough down' stops everything. Every flag can be set by a
 			}
 			return service.Run(cmd.Context(), cfg, log, func(s *service.Server) {
 				a := s.Admin()
-				fmt.Printf("Bough is ready.\n  API       %s\n  API key   in %s\n  Postgres  %s\n  storage   %s\n  sizes     %s\n", a.APIURL, cfg.DataDir+"/admin.json", a.PGAddr, s.Storage(), a.Sizes)
+				fmt.Printf("Bough is ready.\n  API       %s\n  reference %s\n  API key   in %s\n  Postgres  %s\n  storage   %s\n  sizes     %s\n", a.APIURL, a.DocsURL(), cfg.DataDir+"/admin.json", a.PGAddr, s.Storage(), a.Sizes)
 			})
 		},
 	}

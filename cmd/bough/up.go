@@ -57,6 +57,7 @@ port of the Postgres proxy is busy it takes the next free one, and says so.`,
 			fmt.Printf(`Bough is running.
 
   API          %s
+  reference    %s
   API key      in %s
   server log   %s
   stop it      %s down --data-dir %s
@@ -65,7 +66,7 @@ Connect:
 
   psql '%s'
 
-`, st.APIURL, filepath.Join(st.DataDir, "admin.json"), serverLog(st.DataDir), os.Args[0], st.DataDir, uri)
+`, st.APIURL, st.Admin.DocsURL(), filepath.Join(st.DataDir, "admin.json"), serverLog(st.DataDir), os.Args[0], st.DataDir, uri)
 			return nil
 		},
 	}

@@ -87,6 +87,12 @@ func (d *door) write(w http.ResponseWriter, r *http.Request, status int, code, m
 	_ = enc.Encode(body) // the client is gone
 }
 
+// notAllowed answers for a method that a path does not have; allow lists those that it has.
+func (d *door) notAllowed(w http.ResponseWriter, r *http.Request, allow string) {
+	w.Header().Set("Allow", allow)
+	d.write(w, r, http.StatusMethodNotAllowed, "METHOD_NOT_ALLOWED", r.Method+" is not possible here; this path knows "+allow)
+}
+
 // badRequest answers for what the generated code could not read although the contract allows it, such as the 31st of
 // February.
 func (d *door) badRequest(w http.ResponseWriter, r *http.Request, err error) {

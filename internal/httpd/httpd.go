@@ -31,13 +31,15 @@ type Options struct {
 	Metrics http.Handler
 	// RateLimit bounds authenticated calls; the zero value does not.
 	RateLimit RateLimit
+	// PublicURL is where people reach the server, without a path; "" takes it from each request.
+	PublicURL string
 	// MaxCU is the largest compute in compute units, shown to users; 0 shows 16.
 	MaxCU float64
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 }
 
-// New returns the handler of the whole server: /api/v2, /healthz and /metrics. It panics when the embedded contract
+// New returns the handler of the whole server: /api/v2, /docs, /invitation, /healthz and /metrics. It panics when the embedded contract
 // cannot be read, which only a broken build can cause.
 func New(opt Options) http.Handler {
 	if opt.Log == nil {
@@ -54,6 +56,9 @@ func New(opt Options) http.Handler {
 		panic("httpd: the embedded contract: " + err.Error())
 	}
 	d := &door{opt: opt, log: opt.Log, mux: http.NewServeMux(), ops: map[string]operation{}}
+	if d.docs, err = newDocs(doc, opt.PublicURL); err != nil {
+		panic("httpd: the embedded contract: " + err.Error())
+	}
 	for p, item := range doc.Paths.Map() {
 		for method, op := range item.Operations() {
 			d.ops[method+" "+api.BasePath+p] = operation{id: op.OperationID, spec: op}
@@ -85,6 +90,7 @@ type door struct {
 	log       *slog.Logger
 	mux       *http.ServeMux       // every published operation
 	ops       map[string]operation // by the mux's pattern
+	docs      *docs
 	limited   http.Handler         // call, behind Options.RateLimit
 	validated http.Handler         // mux, behind the validator
 }
@@ -104,15 +110,16 @@ func (d *door) route(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+	if d.serveDocs(w, r) {
+		return
+	}
 	op, ok := d.find(r)
 	if !ok {
 		if allow := d.allowed(r); len(allow) > 0 {
-			w.Header().Set("Allow", strings.Join(allow, ", "))
-			d.write(w, r, http.StatusMethodNotAllowed, "METHOD_NOT_ALLOWED",
-				r.Method+" is not possible here; this path knows "+strings.Join(allow, ", "))
+			d.notAllowed(w, r, strings.Join(allow, ", "))
 			return
 		}
-		d.fail(w, r, core.NotFoundf("there is nothing at %s; the API is at %s", clip(r.URL.Path), api.BasePath))
+		d.fail(w, r, core.NotFoundf("there is nothing at %s; the API is at %s, its reference at %s", clip(r.URL.Path), api.BasePath, docsPath))
 		return
 	}
 	caller, err := d.authenticate(r)
@@ -178,8 +185,7 @@ func (d *door) allowed(r *http.Request) []string {
 
 func (d *door) healthz(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		w.Header().Set("Allow", "GET, HEAD")
-		d.write(w, r, http.StatusMethodNotAllowed, "METHOD_NOT_ALLOWED", "/healthz knows GET and HEAD")
+		d.notAllowed(w, r, "GET, HEAD")
 		return
 	}
 	if d.opt.Ready != nil {

@@ -226,7 +226,7 @@ func TestBadRequestsAreRefusedWithTheReason(t *testing.T) {
 		"key before 501":        {call{method: "GET", path: "/api/v2/projects/p-1/advisors", key: "none"}, 401, "UNAUTHORIZED", ""},
 		"unknown path":          {call{method: "GET", path: "/api/v2/nothing"}, 404, "RESOURCE_NOT_FOUND", "nothing at"},
 		"unknown path, no key":  {call{method: "GET", path: "/api/v2/nothing", key: "none"}, 404, "RESOURCE_NOT_FOUND", ""},
-		"outside the API":       {call{method: "GET", path: "/", key: "none"}, 404, "RESOURCE_NOT_FOUND", "/api/v2"},
+		"outside the API":       {call{method: "GET", path: "/docs/nothing", key: "none"}, 404, "RESOURCE_NOT_FOUND", "/api/v2"},
 		"trailing slash":        {call{method: "GET", path: projects + "/"}, 404, "RESOURCE_NOT_FOUND", ""},
 		"doubled slash":         {call{method: "GET", path: "/api/v2//projects"}, 404, "RESOURCE_NOT_FOUND", ""},
 		"impossible id":         {call{method: "GET", path: projects + "/No_Such"}, 404, "RESOURCE_NOT_FOUND", `there is no project "No_Such"`},

@@ -89,8 +89,7 @@ func (d *door) invitation(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 	default:
-		h.Set("Allow", "GET, HEAD, POST")
-		d.write(w, r, http.StatusMethodNotAllowed, "METHOD_NOT_ALLOWED", "/invitation knows GET, HEAD and POST")
+		d.notAllowed(w, r, "GET, HEAD, POST")
 		return
 	}
 	if err != nil {

@@ -55,6 +55,9 @@ type AdminFile struct {
 	PublicURL string `json:"public_url,omitempty"` // the start of links in invitations; "" is that of the API
 }
 
+// DocsURL is where the API's reference can be browsed.
+func (a AdminFile) DocsURL() string { return strings.TrimSuffix(a.APIURL, "/api/v2") + "/docs" }
+
 // Server is a running Bough.
 type Server struct {
 	cfg    Config
@@ -324,7 +327,7 @@ func (s *Server) serveHTTP(ctx context.Context, pgAddr string) error {
 	server := &http.Server{
 		Handler: httpd.New(httpd.Options{
 			UseCases: s.control, Auth: s.control, Log: s.log, Ready: s.store.Ping, Metrics: s.metrics.handler(),
-			RateLimit: s.cfg.RateLimit,
+			RateLimit: s.cfg.RateLimit, PublicURL: s.cfg.PublicURL,
 		}),
 		ReadHeaderTimeout: readHeaderTimeout, ReadTimeout: readTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes,
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
