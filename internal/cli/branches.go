@@ -12,7 +12,8 @@ import (
 func (a *app) branchesCmd() *cobra.Command {
 	return group("branches", "List, create, rename and delete branches",
 		"A branch is an isolated copy-on-write copy of the data. Branches are named by name or id.", []string{"branch"},
-		a.branchesList(), a.branchesGet(), a.branchesCreate(), a.branchesRename(), a.branchesSetDefault(), a.branchesDelete())
+		a.branchesList(), a.branchesGet(), a.branchesCreate(), a.branchesRename(), a.branchesSetDefault(), a.branchesSetExpiration(),
+		a.branchesDelete())
 }
 
 func (a *app) branchesList() *cobra.Command {
@@ -113,16 +114,18 @@ func first(args []string) string {
 }
 
 func (a *app) branchesCreate() *cobra.Command {
-	var name, parent string
+	var name, parent, expires string
 	var noCompute bool
 	var compute computeFlags
 	c := &cobra.Command{Use: "create [name] [flags]", Short: "Branch off another branch, with a compute",
 		Long: "Make an isolated copy of a branch as it is now. It has everything that was committed on the parent before the call.",
 		Example: "  bough branches create try-index\n" +
 			"  bough branches create --name try-index --parent staging --cu 1\n" +
+			"  bough branches create ci-run --expires-at 2h\n" +
 			"  bough branches create --no-compute -o json"}
 	c.Flags().StringVar(&name, "name", "", "name (default: the id)")
 	c.Flags().StringVar(&parent, "parent", "", "branch to copy, by name or id (default: the default branch)")
+	c.Flags().StringVar(&expires, "expires-at", "", "delete it by itself: at 2031-03-20T18:00:00Z, or after 24h or 7d (at most 30 days)")
 	c.Flags().BoolVar(&noCompute, "no-compute", false, "do not add a compute")
 	compute.add(c)
 	return a.verb(a.waitFlag(a.projectFlag(c)), cobra.MaximumNArgs(1), func(ctx context.Context, args []string) error {
@@ -142,6 +145,13 @@ func (a *app) branchesCreate() *cobra.Command {
 			return err
 		}
 		req := sdk.BranchCreateRequest{Branch: &sdk.BranchCreate{Name: opt(name)}}
+		if expires != "" {
+			t, err := a.moment("--expires-at", expires)
+			if err != nil {
+				return err
+			}
+			req.Branch.ExpiresAt = &t
+		}
 		if parent != "" {
 			p, err := a.branch(ctx, cl, projectID, parent)
 			if err != nil {

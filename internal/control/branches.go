@@ -22,7 +22,6 @@ func (s *Service) CreateBranch(ctx context.Context, c core.Caller, projectID str
 	for what, asked := range map[string]bool{
 		"branch.parent_lsn":                         p.ParentLSN != "",
 		"branch.parent_timestamp":                   p.ParentTimestamp != nil,
-		"branch.expires_at":                         p.ExpiresAt != nil,
 		"branch.archived":                           p.Archived,
 		"branch.init_source other than parent-data": p.InitSource != "" && p.InitSource != "parent-data",
 	} {
@@ -45,6 +44,12 @@ func (s *Service) CreateBranch(ctx context.Context, c core.Caller, projectID str
 		CreatedBy: c.UserID, CreatedByName: c.UserName, Annotation: p.Annotation,
 	}
 	branch.VolumeID = branch.ID
+	if err := expireAt(&branch, p.ExpiresAt, time.Now()); err != nil {
+		return none, err
+	}
+	if err := checkExpiring(branch, 0); err != nil {
+		return none, err
+	}
 	if p.Annotation != nil {
 		now := time.Now()
 		branch.AnnotatedAt = &now
@@ -92,6 +97,9 @@ func (s *Service) CreateBranch(ctx context.Context, c core.Caller, projectID str
 		if err != nil {
 			return err
 		}
+		if err := staysForGood(parent, "have children"); err != nil {
+			return err
+		}
 		if parent.State != core.BranchReady {
 			if parent.PendingState == "" {
 				return core.Errorf(core.KindUnprocessable, "", "branch %s has no data: its creation failed; delete it", parent.ID)
@@ -133,6 +141,7 @@ func (s *Service) CreateBranch(ctx context.Context, c core.Caller, projectID str
 	if err != nil {
 		return none, err
 	}
+	s.noteExpiry(out.Branch)
 	s.Queue.Kick(branch.ID)
 	return out, nil
 }
@@ -233,6 +242,9 @@ func (s *Service) SetDefaultBranch(ctx context.Context, c core.Caller, projectID
 		if b.State != core.BranchReady && b.PendingState == "" {
 			return core.Errorf(core.KindUnprocessable, "", "branch %s has no data, because its creation failed: it cannot be the default", id)
 		}
+		if err := staysForGood(b, "be the default"); err != nil {
+			return err
+		}
 		saved, err = q.SetDefaultBranch(ctx, projectID, id)
 		return err
 	})
@@ -245,13 +257,10 @@ func (s *Service) GetBranch(ctx context.Context, c core.Caller, projectID, id st
 	return b, err
 }
 
-// UpdateBranch renames or protects a branch.
+// UpdateBranch renames or protects a branch, or says when it is deleted.
 func (s *Service) UpdateBranch(ctx context.Context, c core.Caller, projectID, id string, p BranchPatch) (BranchResult, error) {
 	if _, _, err := s.branch(ctx, c, projectID, id); err != nil {
 		return BranchResult{}, err
-	}
-	if p.ExpiresAt.Set && p.ExpiresAt.Value != nil {
-		return BranchResult{}, notBuilt("branch.expires_at")
 	}
 	var saved core.Branch
 	err := s.Store.Tx(ctx, func(q store.Q) error {
@@ -268,9 +277,28 @@ func (s *Service) UpdateBranch(ctx context.Context, c core.Caller, projectID, id
 		if p.Protected != nil {
 			b.Protected = *p.Protected
 		}
+		if p.ExpiresAt.Set {
+			if err := expireAt(&b, p.ExpiresAt.Value, time.Now()); err != nil {
+				return err
+			}
+			children, err := q.CountChildren(ctx, id)
+			if err == nil {
+				err = checkExpiring(b, children)
+			}
+			if err != nil {
+				return err
+			}
+		} else if b.Protected {
+			if err := staysForGood(b, "be protected"); err != nil {
+				return err
+			}
+		}
 		saved, err = q.UpdateBranch(ctx, b)
 		return err
 	})
+	if err == nil {
+		s.noteExpiry(saved)
+	}
 	return BranchResult{Branch: saved, Operations: []core.Operation{}}, err
 }
 
@@ -279,27 +307,14 @@ func (s *Service) DeleteBranch(ctx context.Context, c core.Caller, projectID, id
 	if _, _, err := s.branch(ctx, c, projectID, id); err != nil {
 		return BranchResult{}, err
 	}
-	refuse := func(format string, args ...any) error {
-		return core.Errorf(core.KindUnprocessable, "BRANCH_DELETE_REFUSED", format, args...)
-	}
 	var out BranchResult
 	err := s.Store.Tx(ctx, func(q store.Q) error {
 		b, err := q.LockBranch(ctx, projectID, id)
 		if err != nil {
 			return err
 		}
-		children, err := q.CountChildren(ctx, id)
-		switch {
-		case err != nil:
+		if err := deletable(ctx, q, b); err != nil {
 			return err
-		case b.Default:
-			return refuse("branch %s is the project's default branch, which cannot be deleted", id)
-		case b.ParentID == "":
-			return refuse("branch %s is a root branch, which cannot be deleted", id)
-		case b.Protected:
-			return refuse("branch %s is protected; remove the protection first", id)
-		case children > 0:
-			return refuse("branch %s has children (%d); delete them first", id, children)
 		}
 		out.Branch, out.Operations, err = s.markBranchDeleting(ctx, q, c, projectID, id)
 		return err
@@ -309,6 +324,27 @@ func (s *Service) DeleteBranch(ctx context.Context, c core.Caller, projectID, id
 	}
 	s.Queue.Kick(id)
 	return out, nil
+}
+
+// deletable refuses to delete a branch, whose row q has locked, by the rules.
+func deletable(ctx context.Context, q store.Q, b core.Branch) error {
+	refuse := func(format string, args ...any) error {
+		return core.Errorf(core.KindUnprocessable, "BRANCH_DELETE_REFUSED", format, args...)
+	}
+	children, err := q.CountChildren(ctx, b.ID)
+	switch {
+	case err != nil:
+		return err
+	case b.Default:
+		return refuse("branch %s is the project's default branch, which cannot be deleted", b.ID)
+	case b.ParentID == "":
+		return refuse("branch %s is a root branch, which cannot be deleted", b.ID)
+	case b.Protected:
+		return refuse("branch %s is protected; remove the protection first", b.ID)
+	case children > 0:
+		return refuse("branch %s has children (%d); delete them first", b.ID, children)
+	}
+	return nil
 }
 
 // markBranchDeleting hides a branch and queues what removes it.

@@ -156,13 +156,15 @@ func (s *Service) endStrays(ctx context.Context) error {
 	}
 }
 
-// Start begins the background work: the watch over space, reconciliation, the end of old records, maintenance, and the template of the default version.
+// Start begins the background work: the watch over space, reconciliation, the end of old records and of
+// branches that expire, maintenance, and the template of the default version.
 func (s *Service) Start(ctx context.Context) {
 	ctx, s.stop = context.WithCancel(context.WithoutCancel(ctx))
 	s.work.Go(func() { s.watchSpace(ctx) })
 	s.work.Go(func() { s.reconcileLoop(ctx) })
 	s.work.Go(func() { s.pruneLoop(ctx) })
 	s.work.Go(func() { s.maintenanceLoop(ctx) })
+	s.work.Go(func() { s.expiryLoop(ctx) })
 	s.work.Go(func() {
 		b, err := s.build(ctx, 0)
 		if err == nil {

@@ -91,6 +91,7 @@ type Service struct {
 
 	post     Post
 	letters  chan struct{} // wakes who sends them
+	expiry   chan struct{} // wakes who deletes branches that expire
 	stopPost context.CancelFunc
 
 	stop     context.CancelFunc
@@ -100,7 +101,7 @@ type Service struct {
 
 // New makes a Service. Recover must be called before anything else.
 func New(o Options) *Service {
-	return &Service{Options: o, log: o.Log, letters: make(chan struct{}, 1), drift: reconciler{nudge: make(chan struct{}, 1)}}
+	return &Service{Options: o, log: o.Log, letters: make(chan struct{}, 1), expiry: make(chan struct{}, 1), drift: reconciler{nudge: make(chan struct{}, 1)}}
 }
 
 func (a Addressing) withPort(host string) string {

@@ -62,8 +62,9 @@ type Branch struct {
 	Protected       bool
 	InitSource      string // parent-data or schema-only
 	ExpiresAt       *time.Time
-	LogicalSize     *int64 // bytes over all databases at the last look; nil until known
-	CreatedBy       string // user id
+	TTL             time.Duration // from when ExpiresAt was set until ExpiresAt; 0 without
+	LogicalSize     *int64        // bytes over all databases at the last look; nil until known
+	CreatedBy       string        // user id
 	CreatedByName   string
 	CreationSource  string
 	CreatedAt       time.Time

@@ -3,6 +3,7 @@ package httpd
 import (
 	"context"
 	"net/http"
+	"time"
 
 	"github.com/boughdb/bough/api"
 	"github.com/boughdb/bough/internal/control"
@@ -173,6 +174,9 @@ func branch(b core.Branch) api.Branch {
 		UpdatedAt:       stamp(b.UpdatedAt),
 		ExpiresAt:       optStamp(b.ExpiresAt),
 		InitSource:      opt(b.InitSource),
+	}
+	if b.TTL > 0 {
+		out.TTLIntervalSeconds = opt(int64(b.TTL / time.Second))
 	}
 	if b.ParentID != "" && b.ParentLSN != 0 {
 		out.ParentLSN = opt(b.ParentLSN.String())

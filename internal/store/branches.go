@@ -18,11 +18,25 @@ func toBranch(r db.Branch) core.Branch {
 	return core.Branch{
 		ID: r.ID, ProjectID: r.ProjectID, ParentID: orEmpty(r.ParentID), ParentLSN: core.LSN(r.ParentLsn), ParentTimestamp: r.ParentTimestamp,
 		Name: r.Name, State: core.BranchState(r.State), PendingState: core.BranchState(r.PendingState), StateReason: r.StateReason,
-		StateChangedAt: r.StateChangedAt, Default: r.IsDefault, Protected: r.Protected, InitSource: r.InitSource, ExpiresAt: r.ExpiresAt,
+		StateChangedAt: r.StateChangedAt, Default: r.IsDefault, Protected: r.Protected, InitSource: r.InitSource, ExpiresAt: r.ExpiresAt, TTL: ttl(r.TtlSeconds),
 		LogicalSize: r.LogicalSize, CreatedBy: r.CreatedBy, CreatedByName: r.CreatedByName, CreationSource: "console",
 		CreatedAt: r.CreatedAt, UpdatedAt: r.UpdatedAt, Annotation: fromJSON(r.Annotation), AnnotatedAt: r.AnnotatedAt,
 		VolumeID: r.VolumeID, Incarnation: int(r.Incarnation), Promote: r.Promote, Setup: r.Setup, Deleting: r.Deleting,
 	}
+}
+
+func ttl(seconds *int64) time.Duration {
+	if seconds == nil {
+		return 0
+	}
+	return time.Duration(*seconds) * time.Second
+}
+
+func ttlSeconds(d time.Duration) *int64 {
+	if d == 0 {
+		return nil
+	}
+	return new(int64(d / time.Second))
 }
 
 // InsertBranch adds a branch; KindConflict when its name is taken.
@@ -36,6 +50,7 @@ func (q Q) InsertBranch(ctx context.Context, b core.Branch) (core.Branch, error)
 		Name: b.Name, State: string(b.State), PendingState: string(b.PendingState), IsDefault: b.Default, Protected: b.Protected,
 		InitSource: b.InitSource, ExpiresAt: b.ExpiresAt, CreatedBy: b.CreatedBy, CreatedByName: b.CreatedByName,
 		Annotation: annotation, AnnotatedAt: b.AnnotatedAt, VolumeID: b.VolumeID, Promote: b.Promote, Setup: b.Setup, LogicalSize: b.LogicalSize,
+		TtlSeconds: ttlSeconds(b.TTL),
 	})
 	if taken(err, "branches_name") {
 		return core.Branch{}, branchTaken(b.Name)
@@ -133,11 +148,23 @@ func (q Q) SetDefaultBranch(ctx context.Context, projectID, id string) (core.Bra
 
 // UpdateBranch writes what a PATCH can change; KindConflict when the name is taken.
 func (q Q) UpdateBranch(ctx context.Context, b core.Branch) (core.Branch, error) {
-	r, err := q.db.UpdateBranch(ctx, db.UpdateBranchParams{ID: b.ID, Name: b.Name, Protected: b.Protected, ExpiresAt: b.ExpiresAt})
+	r, err := q.db.UpdateBranch(ctx, db.UpdateBranchParams{ID: b.ID, Name: b.Name, Protected: b.Protected, ExpiresAt: b.ExpiresAt, TtlSeconds: ttlSeconds(b.TTL)})
 	if taken(err, "branches_name") {
 		return core.Branch{}, branchTaken(b.Name)
 	}
 	return one(r, err, toBranch, "branch", b.ID)
+}
+
+// Expiring is a branch that is deleted at a time.
+type Expiring struct {
+	ID, ProjectID string
+	At            time.Time
+}
+
+// Expiring returns the branches that are deleted next, the first one first.
+func (q Q) Expiring(ctx context.Context, limit int) ([]Expiring, error) {
+	rows, err := q.db.ListExpiring(ctx, int32(limit))
+	return many(rows, err, func(r db.ListExpiringRow) Expiring { return Expiring{r.ID, r.ProjectID, *r.ExpiresAt} })
 }
 
 // BranchReady records that a branch's storage exists; lsn and at are where it forked (0 and nil for a root).

@@ -119,7 +119,7 @@ func (q *Queries) DetachChildren(ctx context.Context, parentID *string) error {
 }
 
 const getBranch = `-- name: GetBranch :one
-SELECT id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, state_reason, state_changed_at, is_default, protected, init_source, expires_at, logical_size, created_by, created_by_name, annotation, annotated_at, volume_id, incarnation, promote, setup, deleting, created_at, updated_at FROM branches WHERE id = $1 AND project_id = $2 AND NOT deleting
+SELECT id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, state_reason, state_changed_at, is_default, protected, init_source, expires_at, logical_size, created_by, created_by_name, annotation, annotated_at, volume_id, incarnation, promote, setup, deleting, created_at, updated_at, ttl_seconds FROM branches WHERE id = $1 AND project_id = $2 AND NOT deleting
 `
 
 type GetBranchParams struct {
@@ -157,12 +157,13 @@ func (q *Queries) GetBranch(ctx context.Context, arg GetBranchParams) (Branch, e
 		&i.Deleting,
 		&i.CreatedAt,
 		&i.UpdatedAt,
+		&i.TtlSeconds,
 	)
 	return i, err
 }
 
 const getBranchByID = `-- name: GetBranchByID :one
-SELECT id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, state_reason, state_changed_at, is_default, protected, init_source, expires_at, logical_size, created_by, created_by_name, annotation, annotated_at, volume_id, incarnation, promote, setup, deleting, created_at, updated_at FROM branches WHERE id = $1
+SELECT id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, state_reason, state_changed_at, is_default, protected, init_source, expires_at, logical_size, created_by, created_by_name, annotation, annotated_at, volume_id, incarnation, promote, setup, deleting, created_at, updated_at, ttl_seconds FROM branches WHERE id = $1
 `
 
 func (q *Queries) GetBranchByID(ctx context.Context, id string) (Branch, error) {
@@ -195,12 +196,13 @@ func (q *Queries) GetBranchByID(ctx context.Context, id string) (Branch, error) 
 		&i.Deleting,
 		&i.CreatedAt,
 		&i.UpdatedAt,
+		&i.TtlSeconds,
 	)
 	return i, err
 }
 
 const getDefaultBranch = `-- name: GetDefaultBranch :one
-SELECT id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, state_reason, state_changed_at, is_default, protected, init_source, expires_at, logical_size, created_by, created_by_name, annotation, annotated_at, volume_id, incarnation, promote, setup, deleting, created_at, updated_at FROM branches WHERE project_id = $1 AND is_default AND NOT deleting
+SELECT id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, state_reason, state_changed_at, is_default, protected, init_source, expires_at, logical_size, created_by, created_by_name, annotation, annotated_at, volume_id, incarnation, promote, setup, deleting, created_at, updated_at, ttl_seconds FROM branches WHERE project_id = $1 AND is_default AND NOT deleting
 `
 
 func (q *Queries) GetDefaultBranch(ctx context.Context, projectID string) (Branch, error) {
@@ -233,14 +235,16 @@ func (q *Queries) GetDefaultBranch(ctx context.Context, projectID string) (Branc
 		&i.Deleting,
 		&i.CreatedAt,
 		&i.UpdatedAt,
+		&i.TtlSeconds,
 	)
 	return i, err
 }
 
 const insertBranch = `-- name: InsertBranch :one
 INSERT INTO branches (id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, is_default, protected,
-    init_source, expires_at, created_by, created_by_name, annotation, annotated_at, volume_id, promote, setup, logical_size)
-VALUES ($1, $2, $20, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) RETURNING id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, state_reason, state_changed_at, is_default, protected, init_source, expires_at, logical_size, created_by, created_by_name, annotation, annotated_at, volume_id, incarnation, promote, setup, deleting, created_at, updated_at
+    init_source, expires_at, created_by, created_by_name, annotation, annotated_at, volume_id, promote, setup, logical_size,
+    ttl_seconds)
+VALUES ($1, $2, $21, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20) RETURNING id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, state_reason, state_changed_at, is_default, protected, init_source, expires_at, logical_size, created_by, created_by_name, annotation, annotated_at, volume_id, incarnation, promote, setup, deleting, created_at, updated_at, ttl_seconds
 `
 
 type InsertBranchParams struct {
@@ -263,6 +267,7 @@ type InsertBranchParams struct {
 	Promote         bool
 	Setup           json.RawMessage
 	LogicalSize     *int64
+	TtlSeconds      *int64
 	ParentID        *string
 }
 
@@ -287,6 +292,7 @@ func (q *Queries) InsertBranch(ctx context.Context, arg InsertBranchParams) (Bra
 		arg.Promote,
 		arg.Setup,
 		arg.LogicalSize,
+		arg.TtlSeconds,
 		arg.ParentID,
 	)
 	var i Branch
@@ -317,6 +323,7 @@ func (q *Queries) InsertBranch(ctx context.Context, arg InsertBranchParams) (Bra
 		&i.Deleting,
 		&i.CreatedAt,
 		&i.UpdatedAt,
+		&i.TtlSeconds,
 	)
 	return i, err
 }
@@ -362,8 +369,38 @@ func (q *Queries) ListBranchNames(ctx context.Context) ([]ListBranchNamesRow, er
 	return items, nil
 }
 
+const listExpiring = `-- name: ListExpiring :many
+SELECT id, project_id, expires_at FROM branches WHERE expires_at IS NOT NULL AND NOT deleting ORDER BY expires_at LIMIT $1
+`
+
+type ListExpiringRow struct {
+	ID        string
+	ProjectID string
+	ExpiresAt *time.Time
+}
+
+func (q *Queries) ListExpiring(ctx context.Context, limit int32) ([]ListExpiringRow, error) {
+	rows, err := q.db.Query(ctx, listExpiring, limit)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ListExpiringRow{}
+	for rows.Next() {
+		var i ListExpiringRow
+		if err := rows.Scan(&i.ID, &i.ProjectID, &i.ExpiresAt); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const listProjectBranches = `-- name: ListProjectBranches :many
-SELECT id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, state_reason, state_changed_at, is_default, protected, init_source, expires_at, logical_size, created_by, created_by_name, annotation, annotated_at, volume_id, incarnation, promote, setup, deleting, created_at, updated_at FROM branches WHERE project_id = $1 ORDER BY created_at DESC, id
+SELECT id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, state_reason, state_changed_at, is_default, protected, init_source, expires_at, logical_size, created_by, created_by_name, annotation, annotated_at, volume_id, incarnation, promote, setup, deleting, created_at, updated_at, ttl_seconds FROM branches WHERE project_id = $1 ORDER BY created_at DESC, id
 `
 
 func (q *Queries) ListProjectBranches(ctx context.Context, projectID string) ([]Branch, error) {
@@ -402,6 +439,7 @@ func (q *Queries) ListProjectBranches(ctx context.Context, projectID string) ([]
 			&i.Deleting,
 			&i.CreatedAt,
 			&i.UpdatedAt,
+			&i.TtlSeconds,
 		); err != nil {
 			return nil, err
 		}
@@ -443,7 +481,7 @@ func (q *Queries) ListVolumes(ctx context.Context) ([]ListVolumesRow, error) {
 }
 
 const lockBranch = `-- name: LockBranch :one
-SELECT id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, state_reason, state_changed_at, is_default, protected, init_source, expires_at, logical_size, created_by, created_by_name, annotation, annotated_at, volume_id, incarnation, promote, setup, deleting, created_at, updated_at FROM branches WHERE id = $1 AND project_id = $2 AND NOT deleting FOR NO KEY UPDATE
+SELECT id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, state_reason, state_changed_at, is_default, protected, init_source, expires_at, logical_size, created_by, created_by_name, annotation, annotated_at, volume_id, incarnation, promote, setup, deleting, created_at, updated_at, ttl_seconds FROM branches WHERE id = $1 AND project_id = $2 AND NOT deleting FOR NO KEY UPDATE
 `
 
 type LockBranchParams struct {
@@ -481,12 +519,13 @@ func (q *Queries) LockBranch(ctx context.Context, arg LockBranchParams) (Branch,
 		&i.Deleting,
 		&i.CreatedAt,
 		&i.UpdatedAt,
+		&i.TtlSeconds,
 	)
 	return i, err
 }
 
 const lockBranchByID = `-- name: LockBranchByID :one
-SELECT id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, state_reason, state_changed_at, is_default, protected, init_source, expires_at, logical_size, created_by, created_by_name, annotation, annotated_at, volume_id, incarnation, promote, setup, deleting, created_at, updated_at FROM branches WHERE id = $1 FOR NO KEY UPDATE
+SELECT id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, state_reason, state_changed_at, is_default, protected, init_source, expires_at, logical_size, created_by, created_by_name, annotation, annotated_at, volume_id, incarnation, promote, setup, deleting, created_at, updated_at, ttl_seconds FROM branches WHERE id = $1 FOR NO KEY UPDATE
 `
 
 func (q *Queries) LockBranchByID(ctx context.Context, id string) (Branch, error) {
@@ -519,13 +558,14 @@ func (q *Queries) LockBranchByID(ctx context.Context, id string) (Branch, error)
 		&i.Deleting,
 		&i.CreatedAt,
 		&i.UpdatedAt,
+		&i.TtlSeconds,
 	)
 	return i, err
 }
 
 const markBranchDeleting = `-- name: MarkBranchDeleting :one
 UPDATE branches SET deleting = true, is_default = false, pending_state = 'storage_deleted', updated_at = now()
-WHERE id = $1 RETURNING id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, state_reason, state_changed_at, is_default, protected, init_source, expires_at, logical_size, created_by, created_by_name, annotation, annotated_at, volume_id, incarnation, promote, setup, deleting, created_at, updated_at
+WHERE id = $1 RETURNING id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, state_reason, state_changed_at, is_default, protected, init_source, expires_at, logical_size, created_by, created_by_name, annotation, annotated_at, volume_id, incarnation, promote, setup, deleting, created_at, updated_at, ttl_seconds
 `
 
 func (q *Queries) MarkBranchDeleting(ctx context.Context, id string) (Branch, error) {
@@ -558,6 +598,7 @@ func (q *Queries) MarkBranchDeleting(ctx context.Context, id string) (Branch, er
 		&i.Deleting,
 		&i.CreatedAt,
 		&i.UpdatedAt,
+		&i.TtlSeconds,
 	)
 	return i, err
 }
@@ -577,7 +618,7 @@ func (q *Queries) SetBranchSize(ctx context.Context, arg SetBranchSizeParams) er
 }
 
 const setDefaultBranch = `-- name: SetDefaultBranch :one
-UPDATE branches SET is_default = true, updated_at = now() WHERE id = $1 RETURNING id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, state_reason, state_changed_at, is_default, protected, init_source, expires_at, logical_size, created_by, created_by_name, annotation, annotated_at, volume_id, incarnation, promote, setup, deleting, created_at, updated_at
+UPDATE branches SET is_default = true, updated_at = now() WHERE id = $1 RETURNING id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, state_reason, state_changed_at, is_default, protected, init_source, expires_at, logical_size, created_by, created_by_name, annotation, annotated_at, volume_id, incarnation, promote, setup, deleting, created_at, updated_at, ttl_seconds
 `
 
 func (q *Queries) SetDefaultBranch(ctx context.Context, id string) (Branch, error) {
@@ -610,19 +651,21 @@ func (q *Queries) SetDefaultBranch(ctx context.Context, id string) (Branch, erro
 		&i.Deleting,
 		&i.CreatedAt,
 		&i.UpdatedAt,
+		&i.TtlSeconds,
 	)
 	return i, err
 }
 
 const updateBranch = `-- name: UpdateBranch :one
-UPDATE branches SET name = $2, protected = $3, expires_at = $4, updated_at = now() WHERE id = $1 RETURNING id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, state_reason, state_changed_at, is_default, protected, init_source, expires_at, logical_size, created_by, created_by_name, annotation, annotated_at, volume_id, incarnation, promote, setup, deleting, created_at, updated_at
+UPDATE branches SET name = $2, protected = $3, expires_at = $4, ttl_seconds = $5, updated_at = now() WHERE id = $1 RETURNING id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, state_reason, state_changed_at, is_default, protected, init_source, expires_at, logical_size, created_by, created_by_name, annotation, annotated_at, volume_id, incarnation, promote, setup, deleting, created_at, updated_at, ttl_seconds
 `
 
 type UpdateBranchParams struct {
-	ID        string
-	Name      string
-	Protected bool
-	ExpiresAt *time.Time
+	ID         string
+	Name       string
+	Protected  bool
+	ExpiresAt  *time.Time
+	TtlSeconds *int64
 }
 
 func (q *Queries) UpdateBranch(ctx context.Context, arg UpdateBranchParams) (Branch, error) {
@@ -631,6 +674,7 @@ func (q *Queries) UpdateBranch(ctx context.Context, arg UpdateBranchParams) (Bra
 		arg.Name,
 		arg.Protected,
 		arg.ExpiresAt,
+		arg.TtlSeconds,
 	)
 	var i Branch
 	err := row.Scan(
@@ -660,6 +704,7 @@ func (q *Queries) UpdateBranch(ctx context.Context, arg UpdateBranchParams) (Bra
 		&i.Deleting,
 		&i.CreatedAt,
 		&i.UpdatedAt,
+		&i.TtlSeconds,
 	)
 	return i, err
 }

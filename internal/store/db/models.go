@@ -63,6 +63,8 @@ type Branch struct {
 	Deleting  bool
 	CreatedAt time.Time
 	UpdatedAt time.Time
+	// from when expires_at was set until expires_at
+	TtlSeconds *int64
 }
 
 type Database struct {

@@ -1,7 +1,8 @@
 -- name: InsertBranch :one
 INSERT INTO branches (id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, is_default, protected,
-    init_source, expires_at, created_by, created_by_name, annotation, annotated_at, volume_id, promote, setup, logical_size)
-VALUES ($1, $2, sqlc.narg('parent_id'), $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) RETURNING *;
+    init_source, expires_at, created_by, created_by_name, annotation, annotated_at, volume_id, promote, setup, logical_size,
+    ttl_seconds)
+VALUES ($1, $2, sqlc.narg('parent_id'), $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20) RETURNING *;
 
 -- name: GetBranch :one
 SELECT * FROM branches WHERE id = $1 AND project_id = $2 AND NOT deleting;
@@ -32,7 +33,10 @@ FROM branches b JOIN projects p ON p.id = b.project_id;
 SELECT count(*) FROM branches WHERE parent_id = $1 AND NOT deleting;
 
 -- name: UpdateBranch :one
-UPDATE branches SET name = $2, protected = $3, expires_at = $4, updated_at = now() WHERE id = $1 RETURNING *;
+UPDATE branches SET name = $2, protected = $3, expires_at = $4, ttl_seconds = $5, updated_at = now() WHERE id = $1 RETURNING *;
+
+-- name: ListExpiring :many
+SELECT id, project_id, expires_at FROM branches WHERE expires_at IS NOT NULL AND NOT deleting ORDER BY expires_at LIMIT $1;
 
 -- name: BranchReady :exec
 UPDATE branches SET state = 'ready', pending_state = '', state_reason = '', state_changed_at = now(), updated_at = now(),
