@@ -18,7 +18,8 @@ import (
 	"github.com/getkin/kin-openapi/openapi3"
 	viewer "github.com/swaggest/swgui/v5/static"
 
-	"github.com/boughdb/bough/api")
+	"github.com/boughdb/bough/api"
+)
 
 const (
 	contractPath = api.BasePath + "/openapi.json"

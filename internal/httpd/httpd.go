@@ -91,8 +91,8 @@ type door struct {
 	mux       *http.ServeMux       // every published operation
 	ops       map[string]operation // by the mux's pattern
 	docs      *docs
-	limited   http.Handler         // call, behind Options.RateLimit
-	validated http.Handler         // mux, behind the validator
+	limited   http.Handler // call, behind Options.RateLimit
+	validated http.Handler // mux, behind the validator
 }
 
 // route finds out what is asked for before it asks for a key, so that an unknown path is a 404 for everyone.

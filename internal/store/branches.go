@@ -221,9 +221,44 @@ type branchCursor struct {
 
 // ListBranches returns a page of branches and the cursor of the next page, "" when this one is not full.
 func (q Q) ListBranches(ctx context.Context, f BranchFilter) (page []core.Branch, next string, err error) {
+	sql, args, err := f.query()
+	if err != nil {
+		return nil, "", err
+	}
+	rows, err := q.tx.Query(ctx, sql, args)
+	if err != nil {
+		return nil, "", internal(err)
+	}
+	found, err := pgx.CollectRows(rows, pgx.RowToStructByPos[db.Branch])
+	if err != nil {
+		return nil, "", internal(err)
+	}
+	page, _ = many(found, nil, toBranch)
+	if len(page) == f.Limit {
+		last := page[len(page)-1]
+		c := branchCursor{ID: last.ID}
+		switch f.SortBy {
+		case "name":
+			c.Name = last.Name
+		case "created_at":
+			c.At = last.CreatedAt
+		default:
+			c.At = last.UpdatedAt
+		}
+		b, err := json.Marshal(c)
+		if err != nil {
+			return nil, "", internal(err)
+		}
+		next = base64.RawURLEncoding.EncodeToString(b)
+	}
+	return page, next, nil
+}
+
+// query is the SQL of a page: it depends on the order that is asked for.
+func (f BranchFilter) query() (string, pgx.NamedArgs, error) {
 	column, ok := map[string]string{"name": "name", "created_at": "created_at", "updated_at": "updated_at"}[f.SortBy]
 	if !ok {
-		return nil, "", core.Invalidf("sort_by must be one of name, created_at, updated_at")
+		return "", nil, core.Invalidf("sort_by must be one of name, created_at, updated_at")
 	}
 	order, than := "ASC", ">"
 	if f.Desc {
@@ -239,7 +274,7 @@ func (q Q) ListBranches(ctx context.Context, f BranchFilter) (page []core.Branch
 	if f.Cursor != "" {
 		c, err := parseCursor(f.Cursor)
 		if err != nil {
-			return nil, "", err
+			return "", nil, err
 		}
 		fmt.Fprintf(&sql, " AND (%s, id) %s (@value, @id)", column, than)
 		args["id"] = c.ID
@@ -250,33 +285,7 @@ func (q Q) ListBranches(ctx context.Context, f BranchFilter) (page []core.Branch
 		}
 	}
 	fmt.Fprintf(&sql, " ORDER BY %[1]s %[2]s, id %[2]s LIMIT @limit", column, order)
-	rows, err := q.tx.Query(ctx, sql.String(), args)
-	if err != nil {
-		return nil, "", internal(err)
-	}
-	found, err := pgx.CollectRows(rows, pgx.RowToStructByPos[db.Branch])
-	if err != nil {
-		return nil, "", internal(err)
-	}
-	page, _ = many(found, nil, toBranch)
-	if len(page) == f.Limit {
-		last := page[len(page)-1]
-		c := branchCursor{ID: last.ID}
-		switch column {
-		case "name":
-			c.Name = last.Name
-		case "created_at":
-			c.At = last.CreatedAt
-		default:
-			c.At = last.UpdatedAt
-		}
-		b, err := json.Marshal(c)
-		if err != nil {
-			return nil, "", internal(err)
-		}
-		next = base64.RawURLEncoding.EncodeToString(b)
-	}
-	return page, next, nil
+	return sql.String(), args, nil
 }
 
 func parseCursor(s string) (branchCursor, error) {

@@ -79,9 +79,9 @@ func (q *Queries) PruneAnswers(ctx context.Context) (int64, error) {
 }
 
 const pruneOperations = `-- name: PruneOperations :execrows
-DELETE FROM operations WHERE seq IN (
+DELETE FROM operations WHERE seq = ANY (ARRAY(
     SELECT o.seq FROM operations o
-    WHERE o.created_at < $1::timestamptz AND o.status NOT IN ('scheduling', 'running', 'cancelling') LIMIT $2)
+    WHERE o.created_at < $1::timestamptz AND o.status NOT IN ('scheduling', 'running', 'cancelling') LIMIT $2))
 `
 
 type PruneOperationsParams struct {

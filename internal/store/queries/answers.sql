@@ -11,6 +11,6 @@ INSERT INTO answers (key_id, key, request, answer) VALUES ($1, $2, $3, $4);
 DELETE FROM answers WHERE created_at <= now() - interval '24 hours';
 
 -- name: PruneOperations :execrows
-DELETE FROM operations WHERE seq IN (
+DELETE FROM operations WHERE seq = ANY (ARRAY(
     SELECT o.seq FROM operations o
-    WHERE o.created_at < @before::timestamptz AND o.status NOT IN ('scheduling', 'running', 'cancelling') LIMIT @max_rows);
+    WHERE o.created_at < @before::timestamptz AND o.status NOT IN ('scheduling', 'running', 'cancelling') LIMIT @max_rows));
