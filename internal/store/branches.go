@@ -98,19 +98,6 @@ func (q Q) ProjectBranches(ctx context.Context, projectID string) ([]core.Branch
 	return many(r, err, toBranch)
 }
 
-// Volumes maps the id of every branch, those being deleted too, to its volume.
-func (q Q) Volumes(ctx context.Context) (map[string]string, error) {
-	rows, err := q.db.ListVolumes(ctx)
-	if err != nil {
-		return nil, internal(err)
-	}
-	out := make(map[string]string, len(rows))
-	for _, r := range rows {
-		out[r.ID] = r.VolumeID
-	}
-	return out, nil
-}
-
 // BranchName is what a person calls a branch, and where it is.
 type BranchName struct {
 	ID, Name, VolumeID, ProjectID, ProjectName string

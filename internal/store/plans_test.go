@@ -22,7 +22,6 @@ import (
 
 // readsAll names the queries that may read a whole table, with the reason.
 var readsAll = map[string]string{
-	"ListVolumes":         "every branch's volume is what it is asked for: the pool's usage, the sweep of a start",
 	"ListBranchNames":     "bough pool status: every branch",
 	"ListHandles":         "one row for each compute that runs, all of them wanted",
 	"CountEndpointStates": "metrics: counts all endpoints",

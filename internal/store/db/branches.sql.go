@@ -451,35 +451,6 @@ func (q *Queries) ListProjectBranches(ctx context.Context, projectID string) ([]
 	return items, nil
 }
 
-const listVolumes = `-- name: ListVolumes :many
-SELECT id, volume_id FROM branches
-`
-
-type ListVolumesRow struct {
-	ID       string
-	VolumeID string
-}
-
-func (q *Queries) ListVolumes(ctx context.Context) ([]ListVolumesRow, error) {
-	rows, err := q.db.Query(ctx, listVolumes)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	items := []ListVolumesRow{}
-	for rows.Next() {
-		var i ListVolumesRow
-		if err := rows.Scan(&i.ID, &i.VolumeID); err != nil {
-			return nil, err
-		}
-		items = append(items, i)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, err
-	}
-	return items, nil
-}
-
 const lockBranch = `-- name: LockBranch :one
 SELECT id, project_id, parent_id, parent_lsn, parent_timestamp, name, state, pending_state, state_reason, state_changed_at, is_default, protected, init_source, expires_at, logical_size, created_by, created_by_name, annotation, annotated_at, volume_id, incarnation, promote, setup, deleting, created_at, updated_at, ttl_seconds FROM branches WHERE id = $1 AND project_id = $2 AND NOT deleting FOR NO KEY UPDATE
 `

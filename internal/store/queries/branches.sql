@@ -22,9 +22,6 @@ SELECT * FROM branches WHERE project_id = $1 AND is_default AND NOT deleting;
 -- name: ListProjectBranches :many
 SELECT * FROM branches WHERE project_id = $1 ORDER BY created_at DESC, id;
 
--- name: ListVolumes :many
-SELECT id, volume_id FROM branches;
-
 -- name: ListBranchNames :many
 SELECT b.id, b.name, b.volume_id, b.project_id, p.name AS project_name, b.deleting
 FROM branches b JOIN projects p ON p.id = b.project_id;
