@@ -73,6 +73,18 @@ if root && ! id bough >/dev/null 2>&1; then
 	useradd --system --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin bough
 fi
 
+if [ "$what" = test ] && root; then # the audit log's library, for what the system packages
+	packages=()
+	for dir in /usr/lib/postgresql/1[4-8]; do
+		package=postgresql-${dir##*/}-pgaudit
+		[ -e "$dir/lib/pgaudit.so" ] || [ ! -x "$dir/bin/postgres" ] || ! apt-cache show "$package" >/dev/null 2>&1 || packages+=("$package")
+	done
+	if [ ${#packages[@]} -gt 0 ]; then
+		say "installing ${packages[*]}"
+		apt_install "${packages[@]}" || true # its test is skipped then
+	fi
+fi
+
 # The default version everywhere; the tests want all of them.
 majors=(17)
 [ "$what" != test ] || majors=(14 15 16 17 18)

@@ -29,6 +29,7 @@ type Spec struct {
 	Size               postgres.SizeSpec
 	Preload            []string // libraries; see postgres.PreloadList
 	Database           string   // where preloaded libraries that work in one database do
+	AuditLevel         string   // see postgres.ConfigOptions
 	PGSettings         map[string]string
 	Promote            bool          // DataDir is a fresh copy with standby.signal: end its recovery on a new timeline
 	IdleTimeout        time.Duration // < 0: never idle; 0: core.DefaultSuspendTimeout

@@ -12,7 +12,7 @@ import (
 func (m *Manager) Config(spec Spec) postgres.ConfigOptions {
 	o := postgres.ConfigOptions{
 		Build: spec.Build, Size: spec.Size, MachineMemory: m.opts.MachineMem, LogicalReplication: spec.LogicalReplication,
-		Preload: spec.Preload, Database: spec.Database, PGSettings: spec.PGSettings,
+		Preload: spec.Preload, Database: spec.Database, AuditLevel: spec.AuditLevel, PGSettings: spec.PGSettings,
 	}
 	if spec.Standby != nil {
 		o.Standby = &spec.Standby.Standby
@@ -34,7 +34,7 @@ func (m *Manager) Reload(ctx context.Context, spec Spec) error {
 		m.mu.Unlock()
 		return nil
 	}
-	u.spec.PGSettings = spec.PGSettings
+	u.spec.PGSettings, u.spec.AuditLevel = spec.PGSettings, spec.AuditLevel
 	spec = u.spec
 	m.mu.Unlock()
 	conn, err := m.Conn(ctx, spec.EndpointID, postgres.AdminDatabase)

@@ -117,7 +117,7 @@ func (s *Service) spec(ctx context.Context, b core.Branch, computeID string, e c
 	spec := compute.Spec{
 		EndpointID: computeID, Build: build, DataDir: s.Volumes.Path(b.VolumeID), WALDir: s.WAL.Path(b.ID, b.Incarnation),
 		Size: postgres.SizeSpec{MinCU: defaultCU, MaxCU: defaultCU}, Promote: b.Promote, IdleTimeout: -1,
-		Preload: preload, Database: database,
+		Preload: preload, Database: database, AuditLevel: auditLevel(project.Settings),
 		LogicalReplication: logicalReplication(project.Settings),
 	}
 	if e.ID != "" {
@@ -155,6 +155,9 @@ func (s *Service) up(ctx context.Context, b core.Branch, spec compute.Spec) (com
 		if err == nil { // since the spec was made
 			err = core.Errorf(core.KindUnavailable, "", "PostgreSQL %d has just been installed; try again", spec.Build.Major)
 		}
+		return compute.Ready{}, nil, err
+	}
+	if err := audited(spec); err != nil {
 		return compute.Ready{}, nil, err
 	}
 	ready, err := s.Computes.Start(ctx, spec, s.persist(b.ID, spec.EndpointID))

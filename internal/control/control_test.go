@@ -63,7 +63,7 @@ func TestSettings(t *testing.T) {
 		`{"block_public_connections":true}`:                                                                          "",
 		`{"block_vpc_connections":true}`:                                                                             "settings.block_vpc_connections cannot be turned on",
 		`{"hipaa":true}`:                                                                                             "settings.hipaa cannot be turned on",
-		`{"audit_log_level":"base"}`:                                                                                 "settings.audit_log_level is not built",
+		`{"audit_log_level":"base"}`:                                                                                 "",
 		`{"enable_logical_replication":true}`:                                                                        "",
 		`{"quota":{"logical_size_bytes":1}}`:                                                                         "settings.quota is not built",
 		`{"quota":{"logical_size_bytes":-1}}`:                                                                        "must not be negative",

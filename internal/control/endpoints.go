@@ -3,7 +3,6 @@ package control
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"maps"
 	"os"
 	"path/filepath"
@@ -257,8 +256,7 @@ func (s *Service) UpdateEndpoint(ctx context.Context, c core.Caller, projectID, 
 			resized = sizeSpec(saved)
 		}
 		if len(settings.keys) > 0 {
-			apply := newOperation(c, projectID, e.BranchID, id, core.ActionApplyConfig)
-			apply.Params, err = json.Marshal(applyParams{Reload: true})
+			apply, err := reloadOperation(c, saved)
 			return saved, []core.Operation{apply}, err
 		}
 		return saved, nil, nil

@@ -324,20 +324,24 @@ func (s *Service) UpdateProject(ctx context.Context, c core.Caller, id string, p
 			}
 		}
 		if p.Settings != nil {
-			before, logical := preloadOf(project.Settings).list(build), logicalReplication(project.Settings)
+			before, logical, audit := preloadOf(project.Settings).list(build), logicalReplication(project.Settings), auditLevel(project.Settings)
 			if project.Settings, err = mergeSettings(project.Settings, p.Settings); err != nil {
 				return err
 			}
-			if len(preloadOf(p.Settings).Libraries) > 0 {
+			if sent := preloadOf(p.Settings); sent.audit || len(sent.Libraries) > 0 {
 				if err := errors.Join(buildErr, checkPreload(p.Settings, build)); err != nil {
 					return err
 				}
 			}
-			if logical != logicalReplication(project.Settings) ||
-				buildErr == nil && !slices.Equal(before, preloadOf(project.Settings).list(build)) {
-				if operations, kick, err = s.restartProject(ctx, q, c, id); err != nil {
-					return err
-				}
+			switch {
+			case logical != logicalReplication(project.Settings),
+				buildErr == nil && !slices.Equal(before, preloadOf(project.Settings).list(build)):
+				operations, kick, err = s.restartProject(ctx, q, c, id)
+			case audit != auditLevel(project.Settings):
+				operations, kick, err = s.reloadProject(ctx, q, c, id)
+			}
+			if err != nil {
+				return err
 			}
 		}
 		saved, err = q.UpdateProject(ctx, project)

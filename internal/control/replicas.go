@@ -195,6 +195,9 @@ func (s *Service) startReplica(ctx context.Context, b core.Branch, e core.Endpoi
 	}
 	spec, err := s.spec(ctx, b, e.ID, e)
 	if err == nil {
+		err = audited(spec)
+	}
+	if err == nil {
 		spec.Background, spec.Standby.ReplayTo = background, res.LSN
 		if p, up := s.Computes.Lookup(primaryID); up && primaryID != "" {
 			spec.Standby.Primary, spec.Standby.Slot = p.SocketDir, slot

@@ -16,6 +16,7 @@ import (
 type preloadSettings struct {
 	UseDefaults *bool    `json:"use_defaults"` // nil: yes
 	Libraries   []string `json:"enabled_libraries"`
+	audit       bool     // settings.audit_log_level asks for its library
 }
 
 // preloadOf reads them from a project's settings.
@@ -24,12 +25,39 @@ func preloadOf(settings json.RawMessage) preloadSettings {
 		Preload preloadSettings `json:"preload_libraries"`
 	}
 	_ = json.Unmarshal(settings, &p) // checked when it was stored
+	p.Preload.audit = auditLevel(settings) != ""
 	return p.Preload
+}
+
+// auditLevel reads a project's settings.audit_log_level; "" logs nothing.
+func auditLevel(settings json.RawMessage) string {
+	var p struct {
+		Level string `json:"audit_log_level"`
+	}
+	_ = json.Unmarshal(settings, &p)
+	return p.Level
+}
+
+// audited refuses to start a compute whose audit log could not be written, because the library was removed.
+func audited(spec compute.Spec) error {
+	if spec.AuditLevel != "" && !slices.Contains(spec.Preload, postgres.AuditLibrary) {
+		return noAudit(spec.Build.Major)
+	}
+	return nil
+}
+
+func noAudit(major int) error {
+	return core.Errorf(core.KindUnprocessable, "AUDIT_LOG_UNAVAILABLE", "settings.audit_log_level needs the extension pgaudit for PostgreSQL %d, which is not "+
+		"installed on the server; add your system's package on its machine (Debian and Ubuntu: apt-get install postgresql-%[1]d-pgaudit)", major)
 }
 
 // list is what computes of a build preload.
 func (p preloadSettings) list(b postgres.Build) []string {
-	return b.PreloadList(p.UseDefaults == nil || *p.UseDefaults, p.Libraries)
+	names := p.Libraries
+	if p.audit {
+		names = append(slices.Clip(names), postgres.AuditLibrary)
+	}
+	return b.PreloadList(p.UseDefaults == nil || *p.UseDefaults, names)
 }
 
 // checkSettings refuses settings with which a compute of a project would not do what they say, or not start. The build's own
@@ -108,6 +136,28 @@ func (s *Service) reload(ctx context.Context, b core.Branch, endpointID string) 
 // restartProject queues a restart of every running compute of a project, whose row q has locked. The branches to kick are
 // returned.
 func (s *Service) restartProject(ctx context.Context, q store.Q, c core.Caller, projectID string) ([]core.Operation, []string, error) {
+	return s.eachRunning(ctx, q, projectID, func(e core.Endpoint) ([]core.Operation, error) {
+		_, err := q.SetEndpointPending(ctx, e.ID, core.EndpointActive)
+		return restartOperations(c, e), err
+	})
+}
+
+// reloadProject is restartProject for settings that need no restart.
+func (s *Service) reloadProject(ctx context.Context, q store.Q, c core.Caller, projectID string) ([]core.Operation, []string, error) {
+	return s.eachRunning(ctx, q, projectID, func(e core.Endpoint) ([]core.Operation, error) {
+		op, err := reloadOperation(c, e)
+		return []core.Operation{op}, err
+	})
+}
+
+func reloadOperation(c core.Caller, e core.Endpoint) (op core.Operation, err error) {
+	op = newOperation(c, e.ProjectID, e.BranchID, e.ID, core.ActionApplyConfig)
+	op.Params, err = json.Marshal(applyParams{Reload: true})
+	return op, err
+}
+
+// eachRunning queues operations for every running compute of a project, whose row q has locked.
+func (s *Service) eachRunning(ctx context.Context, q store.Q, projectID string, work func(core.Endpoint) ([]core.Operation, error)) ([]core.Operation, []string, error) {
 	branches, err := q.ProjectBranches(ctx, projectID)
 	if err != nil {
 		return nil, nil, err
@@ -131,10 +181,10 @@ func (s *Service) restartProject(ctx context.Context, q store.Q, c core.Caller, 
 			if e.Deleting || wants(e) != core.EndpointActive {
 				continue
 			}
-			if _, err := q.SetEndpointPending(ctx, e.ID, core.EndpointActive); err != nil {
-				return nil, nil, err
+			made, err := work(e)
+			if err == nil {
+				made, err = s.Queue.Enqueue(ctx, q, made...)
 			}
-			made, err := s.Queue.Enqueue(ctx, q, restartOperations(c, e)...)
 			if err != nil {
 				return nil, nil, err
 			}
@@ -159,6 +209,9 @@ func (s *Service) PreloadLibraries(ctx context.Context, c core.Caller, projectID
 
 // checkPreload refuses libraries that sent settings name and the build does not have.
 func checkPreload(sent json.RawMessage, b postgres.Build) error {
+	if auditLevel(sent) != "" && !b.HasLibrary(postgres.AuditLibrary) {
+		return noAudit(b.Major)
+	}
 	return b.CheckLibraries(preloadOf(sent).Libraries)
 }
 

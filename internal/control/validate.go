@@ -165,8 +165,7 @@ const defaultSettings = `{
 
 // unbuiltSettings are settings that later work will honour; until then only the value that asks for nothing is taken.
 type unbuiltSettings struct {
-	Quota         map[string]int64 `json:"quota"`
-	AuditLogLevel string           `json:"audit_log_level"`
+	Quota map[string]int64 `json:"quota"`
 }
 
 func (u unbuiltSettings) check() error {
@@ -177,11 +176,8 @@ func (u unbuiltSettings) check() error {
 		}
 		asks = asks || v > 0
 	}
-	switch {
-	case asks:
+	if asks {
 		return notBuilt("settings.quota")
-	case u.AuditLogLevel != "":
-		return notBuilt("settings.audit_log_level")
 	}
 	return nil
 }

@@ -70,6 +70,7 @@ type ConfigOptions struct {
 	LogicalReplication bool              // wal_level logical
 	Preload            []string          // libraries to preload, in this order; see PreloadList
 	Database           string            // where libraries that work in one database do; "" means DefaultDatabase
+	AuditLevel         string            // a project's settings.audit_log_level; needs AuditLibrary in Preload
 	PGSettings         map[string]string // the user's own; see CheckSettings
 	Standby            *Standby          // nil for a primary
 }
@@ -157,6 +158,9 @@ func Config(o ConfigOptions) []Setting {
 		}
 	}
 	s = mergeUser(s, o.PGSettings)
+	if slices.Contains(o.Preload, AuditLibrary) {
+		s = fixed(s, auditSettings(o.AuditLevel))
+	}
 	if o.Standby != nil {
 		s = append(o.Standby.AtLeast.apply(s), o.Standby.settings()...)
 	}
