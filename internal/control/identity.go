@@ -66,7 +66,29 @@ func (s *Service) CreateKey(ctx context.Context, c core.Caller, name string) (Ke
 	if err := apart(c); err != nil {
 		return KeyCreated{}, err
 	}
-	return insertKey(ctx, s.Store.Q, core.APIKey{Name: name, UserID: c.UserID, UserName: c.UserName})
+	return s.createKey(ctx, c, core.APIKey{Name: name})
+}
+
+// createKey makes a key for its caller. What is stored for an Idempotency-Key holds the secret encrypted with the caller's own
+// key, which the server does not have.
+func (s *Service) createKey(ctx context.Context, c core.Caller, k core.APIKey) (made KeyCreated, err error) {
+	k.UserID, k.UserName = c.UserID, c.UserName
+	err = s.Store.Tx(ctx, func(q store.Q) error {
+		if k.ProjectID != "" {
+			p, err := q.ShareProject(ctx, k.ProjectID)
+			if err != nil {
+				return err
+			}
+			if p.OrgID != k.OrgID {
+				return projectNotFound(k.ProjectID)
+			}
+		}
+		if made, err = insertKey(ctx, q, k); err != nil {
+			return err
+		}
+		return keep(ctx, q, c, made)
+	})
+	return made, err
 }
 
 func insertKey(ctx context.Context, q store.Q, k core.APIKey) (KeyCreated, error) {

@@ -116,7 +116,7 @@ func (s *Service) CreateInvitations(ctx context.Context, c core.Caller, orgID st
 			}
 			out = append(out, made)
 		}
-		return nil
+		return keep(ctx, q, c, out)
 	})
 	if err == nil && s.post.Mailer != nil {
 		select {

@@ -187,20 +187,7 @@ func (s *Service) CreateOrgKey(ctx context.Context, c core.Caller, orgID, name, 
 	if err := inOrg(c, what, orgID); err != nil {
 		return made, err
 	}
-	err = s.Store.Tx(ctx, func(q store.Q) error {
-		if projectID != "" {
-			p, err := q.ShareProject(ctx, projectID)
-			if err != nil {
-				return err
-			}
-			if p.OrgID != orgID {
-				return projectNotFound(projectID)
-			}
-		}
-		made, err = insertKey(ctx, q, core.APIKey{Name: name, UserID: c.UserID, UserName: c.UserName, OrgID: orgID, ProjectID: projectID})
-		return err
-	})
-	return made, err
+	return s.createKey(ctx, c, core.APIKey{Name: name, OrgID: orgID, ProjectID: projectID})
 }
 
 // RevokeOrgKey revokes a key of an organization or of one of its projects.
@@ -288,8 +275,10 @@ func (s *Service) RequestTransfer(ctx context.Context, c core.Caller, projectID 
 		if _, err := q.ShareProject(ctx, projectID); err != nil {
 			return err
 		}
-		out, err = q.InsertTransferRequest(ctx, projectID, time.Now().Add(last))
-		return err
+		if out, err = q.InsertTransferRequest(ctx, projectID, time.Now().Add(last)); err != nil {
+			return err
+		}
+		return keep(ctx, q, c, out)
 	})
 	return out, err
 }

@@ -52,8 +52,10 @@ func (s *Service) GrantPermission(ctx context.Context, c core.Caller, projectID,
 		if _, err := q.ShareProject(ctx, projectID); err != nil {
 			return err
 		}
-		out, err = q.Share(ctx, projectID, email)
-		return err
+		if out, err = q.Share(ctx, projectID, email); err != nil {
+			return err
+		}
+		return keep(ctx, q, c, out)
 	})
 	return out, err
 }
@@ -106,8 +108,10 @@ func (s *Service) AddJWKS(ctx context.Context, c core.Caller, j core.JWKS) (out 
 				return err
 			}
 		}
-		out, err = q.InsertJWKS(ctx, j)
-		return err
+		if out, err = q.InsertJWKS(ctx, j); err != nil {
+			return err
+		}
+		return keep(ctx, q, c, out)
 	})
 	return out, err
 }

@@ -2,6 +2,7 @@ package httpd
 
 import (
 	"context"
+	"net/http"
 
 	"github.com/boughdb/bough/api"
 	"github.com/boughdb/bough/internal/control"
@@ -25,13 +26,19 @@ func (h *handlers) ListAPIKeys(ctx context.Context, _ api.ListAPIKeysRequestObje
 
 // CreateAPIKey implements POST /api_keys.
 func (h *handlers) CreateAPIKey(ctx context.Context, req api.CreateAPIKeyRequestObject) (api.CreateAPIKeyResponseObject, error) {
-	made, err := h.uc.CreateKey(ctx, CallerFrom(ctx), req.Body.KeyName)
+	made, err := h.uc.CreateKey(ctx, creator(ctx, func(made control.KeyCreated, w http.ResponseWriter) error {
+		return keyCreated(made).VisitCreateAPIKeyResponse(w)
+	}), req.Body.KeyName)
 	if err != nil {
 		return nil, err
 	}
+	return keyCreated(made), nil
+}
+
+func keyCreated(made control.KeyCreated) api.CreateAPIKey200JSONResponse {
 	return api.CreateAPIKey200JSONResponse{
 		ID: made.Key.ID, Key: made.Secret, Name: made.Key.Name, CreatedAt: stamp(made.Key.CreatedAt), CreatedBy: made.Key.UserID,
-	}, nil
+	}
 }
 
 // RevokeAPIKey implements DELETE /api_keys/{key_id}.

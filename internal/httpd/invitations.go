@@ -31,15 +31,21 @@ func (h *handlers) CreateOrganizationInvitations(ctx context.Context, req api.Cr
 	for _, i := range req.Body.Invitations {
 		list = append(list, control.Invite{Email: i.Email, Role: string(i.Role)})
 	}
-	made, err := h.uc.CreateInvitations(ctx, CallerFrom(ctx), req.OrgID, list)
+	made, err := h.uc.CreateInvitations(ctx, creator(ctx, func(made []control.InvitationMade, w http.ResponseWriter) error {
+		return invitationsMade(made).VisitCreateOrganizationInvitationsResponse(w)
+	}), req.OrgID, list)
 	if err != nil {
 		return nil, err
 	}
+	return invitationsMade(made), nil
+}
+
+func invitationsMade(made []control.InvitationMade) api.CreateOrganizationInvitations200JSONResponse {
 	return api.CreateOrganizationInvitations200JSONResponse{Invitations: each(made, func(m control.InvitationMade) api.Invitation {
 		out := invitation(m.Invitation)
 		out.AcceptURL = opt(m.Link)
 		return out
-	})}, nil
+	})}
 }
 
 // page is what opens behind the link of an invitation.

@@ -23,6 +23,8 @@ import (
 var makesOnce = map[string]bool{
 	"createProject": true, "createProjectBranch": true, "createProjectEndpoint": true,
 	"createProjectBranchRole": true, "createProjectBranchDatabase": true,
+	"createApiKey": true, "createOrgApiKey": true, "createOrganizationInvitations": true, "grantPermissionToProject": true,
+	"createProjectTransferRequest": true, "addProjectJWKS": true,
 }
 
 const maxOnceKey = 255 // bytes

@@ -2,6 +2,7 @@ package httpd
 
 import (
 	"context"
+	"net/http"
 	"strconv"
 
 	"github.com/boughdb/bough/api"
@@ -91,14 +92,20 @@ func (h *handlers) ListOrgAPIKeys(ctx context.Context, req api.ListOrgAPIKeysReq
 
 // CreateOrgAPIKey implements POST /organizations/{org_id}/api_keys.
 func (h *handlers) CreateOrgAPIKey(ctx context.Context, req api.CreateOrgAPIKeyRequestObject) (api.CreateOrgAPIKeyResponseObject, error) {
-	made, err := h.uc.CreateOrgKey(ctx, CallerFrom(ctx), req.OrgID, req.Body.KeyName, or(req.Body.ProjectID, ""))
+	made, err := h.uc.CreateOrgKey(ctx, creator(ctx, func(made control.KeyCreated, w http.ResponseWriter) error {
+		return orgKeyCreated(made).VisitCreateOrgAPIKeyResponse(w)
+	}), req.OrgID, req.Body.KeyName, or(req.Body.ProjectID, ""))
 	if err != nil {
 		return nil, err
 	}
+	return orgKeyCreated(made), nil
+}
+
+func orgKeyCreated(made control.KeyCreated) api.CreateOrgAPIKey200JSONResponse {
 	k := made.Key
 	return api.CreateOrgAPIKey200JSONResponse{
 		ID: k.ID, Key: made.Secret, Name: k.Name, CreatedAt: stamp(k.CreatedAt), CreatedBy: keyMaker(k), ProjectID: opt(k.ProjectID),
-	}, nil
+	}
 }
 
 // RevokeOrgAPIKey implements DELETE /organizations/{org_id}/api_keys/{key_id}.
@@ -138,13 +145,19 @@ func (h *handlers) CreateProjectTransferRequest(ctx context.Context, req api.Cre
 	if req.Body != nil {
 		ttl = req.Body.TTLSeconds
 	}
-	r, err := h.uc.RequestTransfer(ctx, CallerFrom(ctx), req.ProjectID, ttl)
+	made, err := h.uc.RequestTransfer(ctx, creator(ctx, func(made core.TransferRequest, w http.ResponseWriter) error {
+		return transferRequest(made).VisitCreateProjectTransferRequestResponse(w)
+	}), req.ProjectID, ttl)
 	if err != nil {
 		return nil, err
 	}
+	return transferRequest(made), nil
+}
+
+func transferRequest(r core.TransferRequest) api.CreateProjectTransferRequest201JSONResponse {
 	return api.CreateProjectTransferRequest201JSONResponse{
 		ID: r.ID, ProjectID: r.ProjectID, CreatedAt: stamp(r.CreatedAt), ExpiresAt: stamp(r.ExpiresAt),
-	}, nil
+	}
 }
 
 // AcceptProjectTransferRequest implements PUT /projects/{project_id}/transfer_requests/{request_id}.

@@ -2,6 +2,7 @@ package httpd
 
 import (
 	"context"
+	"net/http"
 
 	"github.com/boughdb/bough/api"
 	"github.com/boughdb/bough/internal/control"
@@ -38,7 +39,9 @@ func (h *handlers) ListProjectPermissions(ctx context.Context, req api.ListProje
 
 // GrantPermissionToProject implements POST /projects/{project_id}/permissions.
 func (h *handlers) GrantPermissionToProject(ctx context.Context, req api.GrantPermissionToProjectRequestObject) (api.GrantPermissionToProjectResponseObject, error) {
-	p, err := h.uc.GrantPermission(ctx, CallerFrom(ctx), req.ProjectID, req.Body.Email)
+	p, err := h.uc.GrantPermission(ctx, creator(ctx, func(made core.ProjectPermission, w http.ResponseWriter) error {
+		return api.GrantPermissionToProject200JSONResponse(permission(made)).VisitGrantPermissionToProjectResponse(w)
+	}), req.ProjectID, req.Body.Email)
 	if err != nil {
 		return nil, err
 	}
@@ -78,14 +81,20 @@ func (h *handlers) GetProjectJWKS(ctx context.Context, req api.GetProjectJWKSReq
 
 // AddProjectJWKS implements POST /projects/{project_id}/jwks.
 func (h *handlers) AddProjectJWKS(ctx context.Context, req api.AddProjectJWKSRequestObject) (api.AddProjectJWKSResponseObject, error) {
-	j, err := h.uc.AddJWKS(ctx, CallerFrom(ctx), core.JWKS{
+	j, err := h.uc.AddJWKS(ctx, creator(ctx, func(made core.JWKS, w http.ResponseWriter) error {
+		return jwksAdded(made).VisitAddProjectJWKSResponse(w)
+	}), core.JWKS{
 		ProjectID: req.ProjectID, BranchID: or(req.Body.BranchID, ""), URL: req.Body.JwksURL, ProviderName: req.Body.ProviderName,
 		Audience: or(req.Body.JwtAudience, ""), RoleNames: or(req.Body.RoleNames, nil),
 	})
 	if err != nil {
 		return nil, err
 	}
-	return api.AddProjectJWKS201JSONResponse{Jwks: jwks(j), Operations: []api.Operation{}}, nil
+	return jwksAdded(j), nil
+}
+
+func jwksAdded(j core.JWKS) api.AddProjectJWKS201JSONResponse {
+	return api.AddProjectJWKS201JSONResponse{Jwks: jwks(j), Operations: []api.Operation{}}
 }
 
 // DeleteProjectJWKS implements DELETE /projects/{project_id}/jwks/{jwks_id}.

@@ -9,7 +9,8 @@ const AuditLibrary = "pgaudit"
 // what changes the schema; extended, everything but what changes nothing (pgaudit's class MISC); full, everything, with the
 // values of parameters. Statements on catalogs alone are left out.
 func auditSettings(level string) []Setting {
-	classes, parameters := "", "off"
+	var classes string
+	parameters := "off"
 	switch level {
 	case "base":
 		classes = "ddl"
