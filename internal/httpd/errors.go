@@ -1,6 +1,7 @@
 package httpd
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,26 +15,28 @@ import (
 	"github.com/boughdb/bough/internal/core"
 )
 
-// kinds is the one map from a kind of error to an HTTP status and the code that an error without its own gets.
+// kinds is the one map from a kind of error to an HTTP status, and the code and the Retry-After that an error without its own
+// gets.
 var kinds = map[core.Kind]struct {
 	status int
 	code   string
+	again  time.Duration
 }{
-	core.KindInternal:       {http.StatusInternalServerError, "INTERNAL_SERVER_ERROR"},
-	core.KindInvalid:        {http.StatusBadRequest, "BAD_REQUEST"},
-	core.KindUnauthorized:   {http.StatusUnauthorized, "UNAUTHORIZED"},
-	core.KindForbidden:      {http.StatusForbidden, "FORBIDDEN"},
-	core.KindNotFound:       {http.StatusNotFound, "RESOURCE_NOT_FOUND"},
-	core.KindConflict:       {http.StatusConflict, "CONFLICT"},
-	core.KindGone:           {http.StatusGone, "GONE"},
-	core.KindPrecondition:   {http.StatusPreconditionFailed, "PRECONDITION_FAILED"},
-	core.KindTooLarge:       {http.StatusRequestEntityTooLarge, "REQUEST_TOO_LARGE"},
-	core.KindUnprocessable:  {http.StatusUnprocessableEntity, "UNPROCESSABLE_ENTITY"},
-	core.KindLocked:         {http.StatusLocked, "CONFLICTING_OPERATIONS"},
-	core.KindRateLimited:    {http.StatusTooManyRequests, "TOO_MANY_REQUESTS"},
-	core.KindNotImplemented: {http.StatusNotImplemented, "NOT_IMPLEMENTED"},
-	core.KindUnavailable:    {http.StatusServiceUnavailable, "SERVICE_UNAVAILABLE"},
-	core.KindNoSpace:        {http.StatusServiceUnavailable, "INSUFFICIENT_STORAGE"},
+	core.KindInternal:       {http.StatusInternalServerError, "INTERNAL_SERVER_ERROR", 0},
+	core.KindInvalid:        {http.StatusBadRequest, "BAD_REQUEST", 0},
+	core.KindUnauthorized:   {http.StatusUnauthorized, "UNAUTHORIZED", 0},
+	core.KindForbidden:      {http.StatusForbidden, "FORBIDDEN", 0},
+	core.KindNotFound:       {http.StatusNotFound, "RESOURCE_NOT_FOUND", 0},
+	core.KindConflict:       {http.StatusConflict, "CONFLICT", 0},
+	core.KindGone:           {http.StatusGone, "GONE", 0},
+	core.KindPrecondition:   {http.StatusPreconditionFailed, "PRECONDITION_FAILED", 0},
+	core.KindTooLarge:       {http.StatusRequestEntityTooLarge, "REQUEST_TOO_LARGE", 0},
+	core.KindUnprocessable:  {http.StatusUnprocessableEntity, "UNPROCESSABLE_ENTITY", 0},
+	core.KindLocked:         {http.StatusLocked, "CONFLICTING_OPERATIONS", time.Second},
+	core.KindRateLimited:    {http.StatusTooManyRequests, "TOO_MANY_REQUESTS", time.Second},
+	core.KindNotImplemented: {http.StatusNotImplemented, "NOT_IMPLEMENTED", 0},
+	core.KindUnavailable:    {http.StatusServiceUnavailable, "SERVICE_UNAVAILABLE", time.Second},
+	core.KindNoSpace:        {http.StatusServiceUnavailable, "INSUFFICIENT_STORAGE", time.Minute},
 }
 
 func defaultCode(k core.Kind) string { return kinds[k].code }
@@ -68,10 +71,19 @@ func (d *door) fail(w http.ResponseWriter, r *http.Request, err error) {
 		d.log.WarnContext(r.Context(), "call refused", "request_id", RequestID(r.Context()),
 			"operation", Operation(r.Context()), "error", err)
 	}
-	if e.RetryAfter > 0 {
-		w.Header().Set("Retry-After", strconv.FormatInt(int64(math.Ceil(e.RetryAfter.Seconds())), 10))
-	}
+	setRetryAfter(w.Header(), e)
 	d.write(w, r, kind.status, code, message)
+}
+
+// setRetryAfter says when a call that err refused may be sent again, if ever.
+func setRetryAfter(h http.Header, err error) {
+	e, ok := errors.AsType[*core.Error](err)
+	if !ok {
+		return
+	}
+	if wait := cmp.Or(e.RetryAfter, kinds[e.Kind].again); wait > 0 {
+		h.Set("Retry-After", strconv.FormatInt(int64(math.Ceil(wait.Seconds())), 10))
+	}
 }
 
 // write sends an error body.

@@ -55,7 +55,7 @@ func New(opt Options) http.Handler {
 	if err != nil {
 		panic("httpd: the embedded contract: " + err.Error())
 	}
-	d := &door{opt: opt, log: opt.Log, mux: http.NewServeMux(), ops: map[string]operation{}}
+	d := &door{guests: newThrottle(RateLimit{Account: guestQuota}), opt: opt, log: opt.Log, mux: http.NewServeMux(), ops: map[string]operation{}}
 	if d.docs, err = newDocs(doc, opt.PublicURL); err != nil {
 		panic("httpd: the embedded contract: " + err.Error())
 	}
@@ -91,6 +91,7 @@ type door struct {
 	mux       *http.ServeMux       // every published operation
 	ops       map[string]operation // by the mux's pattern
 	docs      *docs
+	guests    *throttle    // of calls without a key, by address
 	limited   http.Handler // call, behind Options.RateLimit
 	validated http.Handler // mux, behind the validator
 }
@@ -191,6 +192,7 @@ func (d *door) healthz(w http.ResponseWriter, r *http.Request) {
 	if d.opt.Ready != nil {
 		if err := d.opt.Ready(r.Context()); err != nil {
 			d.log.DebugContext(r.Context(), "not ready", "error", err)
+			w.Header().Set("Retry-After", "1")
 			d.write(w, r, http.StatusServiceUnavailable, "NOT_READY", "not ready: "+core.UserMessage(err))
 			return
 		}

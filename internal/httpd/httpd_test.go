@@ -405,21 +405,22 @@ func TestErrorsGoThroughOneMap(t *testing.T) {
 		message string
 		retry   string
 	}{
-		"unknown":    {errors.New("secret detail"), 500, "INTERNAL_SERVER_ERROR", "internal error", ""},
-		"wrapped":    {core.Wrap(errors.New("secret detail"), "store.get", "look at the disk"), 500, "INTERNAL_SERVER_ERROR", "internal error", ""},
-		"invalid":    {core.Invalidf("no"), 400, "BAD_REQUEST", "no", ""},
-		"forbidden":  {core.Errorf(core.KindForbidden, "", "no"), 403, "FORBIDDEN", "no", ""},
-		"missing":    {core.NotFoundf("no"), 404, "RESOURCE_NOT_FOUND", "no", ""},
-		"taken":      {core.Errorf(core.KindConflict, "BRANCH_ALREADY_EXISTS", "taken"), 409, "BRANCH_ALREADY_EXISTS", "taken", ""},
-		"gone":       {core.Errorf(core.KindGone, "", "no"), 410, "GONE", "no", ""},
-		"not stored": {core.Errorf(core.KindPrecondition, "", "no"), 412, "PRECONDITION_FAILED", "no", ""},
-		"refused":    {core.Errorf(core.KindUnprocessable, "", "no"), 422, "UNPROCESSABLE_ENTITY", "no", ""},
-		"locked":     {&core.Error{Kind: core.KindLocked, Message: "busy", RetryAfter: 1500 * time.Millisecond}, 423, "CONFLICTING_OPERATIONS", "busy", "2"},
-		"rate":       {&core.Error{Kind: core.KindRateLimited, Message: "slow", RetryAfter: time.Second}, 429, "TOO_MANY_REQUESTS", "slow", "1"},
-		"not built":  {core.Errorf(core.KindNotImplemented, "", "later"), 501, "NOT_IMPLEMENTED", "later", ""},
-		"down":       {&core.Error{Kind: core.KindUnavailable, Message: "down", RetryAfter: time.Minute, Err: errors.New("secret detail")}, 503, "SERVICE_UNAVAILABLE", "down", "60"},
-		"full":       {core.Errorf(core.KindNoSpace, "", "full"), 503, "INSUFFICIENT_STORAGE", "full", ""},
-		"new kind":   {core.Errorf(core.Kind(99), "X", "secret detail"), 500, "INTERNAL_SERVER_ERROR", "", ""},
+		"unknown":      {errors.New("secret detail"), 500, "INTERNAL_SERVER_ERROR", "internal error", ""},
+		"wrapped":      {core.Wrap(errors.New("secret detail"), "store.get", "look at the disk"), 500, "INTERNAL_SERVER_ERROR", "internal error", ""},
+		"invalid":      {core.Invalidf("no"), 400, "BAD_REQUEST", "no", ""},
+		"forbidden":    {core.Errorf(core.KindForbidden, "", "no"), 403, "FORBIDDEN", "no", ""},
+		"missing":      {core.NotFoundf("no"), 404, "RESOURCE_NOT_FOUND", "no", ""},
+		"taken":        {core.Errorf(core.KindConflict, "BRANCH_ALREADY_EXISTS", "taken"), 409, "BRANCH_ALREADY_EXISTS", "taken", ""},
+		"gone":         {core.Errorf(core.KindGone, "", "no"), 410, "GONE", "no", ""},
+		"not stored":   {core.Errorf(core.KindPrecondition, "", "no"), 412, "PRECONDITION_FAILED", "no", ""},
+		"refused":      {core.Errorf(core.KindUnprocessable, "", "no"), 422, "UNPROCESSABLE_ENTITY", "no", ""},
+		"locked":       {&core.Error{Kind: core.KindLocked, Message: "busy", RetryAfter: 1500 * time.Millisecond}, 423, "CONFLICTING_OPERATIONS", "busy", "2"},
+		"rate":         {&core.Error{Kind: core.KindRateLimited, Message: "slow", RetryAfter: time.Second}, 429, "TOO_MANY_REQUESTS", "slow", "1"},
+		"not built":    {core.Errorf(core.KindNotImplemented, "", "later"), 501, "NOT_IMPLEMENTED", "later", ""},
+		"locked, soon": {&core.Error{Kind: core.KindLocked, Message: "busy"}, 423, "CONFLICTING_OPERATIONS", "busy", "1"},
+		"down":         {&core.Error{Kind: core.KindUnavailable, Message: "down", RetryAfter: time.Minute, Err: errors.New("secret detail")}, 503, "SERVICE_UNAVAILABLE", "down", "60"},
+		"full":         {core.Errorf(core.KindNoSpace, "", "full"), 503, "INSUFFICIENT_STORAGE", "full", "60"},
+		"new kind":     {core.Errorf(core.Kind(99), "X", "secret detail"), 500, "INTERNAL_SERVER_ERROR", "", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			srv, log := newDoor(t, &desk{err: tc.err})

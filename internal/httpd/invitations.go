@@ -2,8 +2,11 @@ package httpd
 
 import (
 	"context"
+	"fmt"
 	"html/template"
 	"net/http"
+	"net/netip"
+	"time"
 
 	"github.com/boughdb/bough/api"
 	"github.com/boughdb/bough/internal/control"
@@ -65,38 +68,48 @@ type pageData struct {
 	Done                                      bool
 }
 
+// guestQuota bounds the calls of one address without a key: more than anybody needs who has a link, and nothing for somebody who
+// guesses at tokens, which are 256 bits.
+var guestQuota = Quota{Calls: 30, Per: time.Minute}
+
+// guest counts a call without a key; KindRateLimited when it is one too many.
+func (d *door) guest(r *http.Request) error {
+	wait, q, _ := d.guests.take(network(host(r)), "", d.opt.Now())
+	if wait == 0 {
+		return nil
+	}
+	return &core.Error{Kind: core.KindRateLimited, RetryAfter: wait,
+		Message: fmt.Sprintf("too many calls: an address is limited to %d in %v; wait, then try again", q.Calls, q.Per)}
+}
+
+// network is what belongs to one client: an IPv4 address, or the /64 of an IPv6 address, which has as many as it likes.
+func network(host string) string {
+	addr, err := netip.ParseAddr(host)
+	if err != nil {
+		return host
+	}
+	if addr = addr.Unmap().WithZone(""); addr.Is4() {
+		return addr.String()
+	}
+	p, _ := addr.Prefix(64)
+	return p.String()
+}
+
 // invitation shows an invitation and, on POST, accepts it. Opening the link changes nothing: mail filters do it, too.
 func (d *door) invitation(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead && r.Method != http.MethodPost {
+		d.notAllowed(w, r, "GET, HEAD, POST")
+		return
+	}
 	h := w.Header()
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	h.Set("Cache-Control", "no-store")
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("Content-Security-Policy", "default-src 'none'; form-action 'self'; frame-ancestors 'none'")
 	var data pageData
-	var err error
-	switch r.Method {
-	case http.MethodGet, http.MethodHead:
-		var i core.Invitation
-		data.Token = r.URL.Query().Get("token")
-		if i, err = d.opt.UseCases.Invitation(r.Context(), data.Token); err == nil {
-			data.Org, data.Email, data.Role = i.OrgName, i.Email, i.Role
-		}
-	case http.MethodPost:
-		r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
-		if e := r.ParseForm(); e != nil {
-			err = core.Invalidf("the form cannot be read")
-			break
-		}
-		var done control.Welcome
-		if done, err = d.opt.UseCases.AcceptInvitation(r.Context(), r.PostForm.Get("token"), r.PostForm.Get("name")); err == nil {
-			data.Done, data.Name, data.Org = true, done.User.Name, done.OrgID
-			if done.Key != nil {
-				data.Key = done.Key.Secret
-			}
-		}
-	default:
-		d.notAllowed(w, r, "GET, HEAD, POST")
-		return
+	err := d.guest(r)
+	if err == nil {
+		data, err = d.welcome(w, r)
 	}
 	if err != nil {
 		kind := core.KindOf(err)
@@ -104,7 +117,31 @@ func (d *door) invitation(w http.ResponseWriter, r *http.Request) {
 			d.log.ErrorContext(r.Context(), "internal error", "request_id", RequestID(r.Context()), "operation", "invitation", "error", err)
 		}
 		data.Error = core.UserMessage(err)
+		setRetryAfter(h, err)
 		w.WriteHeader(kinds[kind].status)
 	}
 	_ = page.Execute(w, data) // the client is gone
+}
+
+// welcome carries out a call of invitation.
+func (d *door) welcome(w http.ResponseWriter, r *http.Request) (data pageData, err error) {
+	if r.Method != http.MethodPost {
+		data.Token = r.URL.Query().Get("token")
+		i, err := d.opt.UseCases.Invitation(r.Context(), data.Token)
+		data.Org, data.Email, data.Role = i.OrgName, i.Email, i.Role
+		return data, err
+	}
+	r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
+	if err := r.ParseForm(); err != nil {
+		return data, core.Invalidf("the form cannot be read")
+	}
+	done, err := d.opt.UseCases.AcceptInvitation(r.Context(), r.PostForm.Get("token"), r.PostForm.Get("name"))
+	if err != nil {
+		return data, err
+	}
+	data.Done, data.Name, data.Org = true, done.User.Name, done.OrgID
+	if done.Key != nil {
+		data.Key = done.Key.Secret
+	}
+	return data, nil
 }

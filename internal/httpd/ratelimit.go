@@ -83,6 +83,8 @@ type throttle struct {
 	swept    time.Time
 }
 
+func newThrottle(l RateLimit) *throttle { return &throttle{limit: l, accounts: map[string]*buckets{}} }
+
 // buckets are the limiters of one account.
 type buckets struct {
 	all    *rate.Limiter
@@ -133,7 +135,7 @@ func (d *door) limit(next http.Handler) http.Handler {
 	if l == (RateLimit{}) {
 		return next
 	}
-	t := &throttle{limit: l, accounts: map[string]*buckets{}}
+	t := newThrottle(l)
 	policy := l.policy()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c, now := CallerFrom(r.Context()), d.opt.Now()
