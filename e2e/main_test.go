@@ -5,10 +5,13 @@
 package e2e
 
 import (
+	"flag"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -17,9 +20,24 @@ var program string
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
+// spec compares what the tests see with the published specification; nil where that is not installed.
+var (
+	spec *published
+	own  *watch // what the tests' own clients see of it
+)
+
 func run(m *testing.M) int {
+	var err error
+	if spec, err = loadPublished(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	if spec != nil {
+		own = &watch{published: spec, next: http.DefaultTransport, seen: map[string]bool{}}
+		http.DefaultTransport = own
+	}
 	if program = os.Getenv("BOUGH_TEST_BINARY"); program != "" {
-		return m.Run()
+		return conclude(m.Run())
 	}
 	dir, err := os.MkdirTemp("", "bough-e2e-bin-")
 	if err != nil {
@@ -39,5 +57,18 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "cannot build bough:", err)
 		return 1
 	}
-	return m.Run()
+	return conclude(m.Run())
+}
+
+// conclude looks at what only all tests together can show; the exit code is m.Run's unless that finds something.
+func conclude(code int) int {
+	flag := func(name string) string { return flag.Lookup("test." + name).Value.String() }
+	if code != 0 || spec == nil || flag("run") != "" || flag("skip") != "" || flag("list") != "" || flag("short") == "true" {
+		return code
+	}
+	if gone := spec.gone(); len(gone) > 0 {
+		fmt.Fprintf(os.Stderr, "these differences did not occur; take them out of differences.tsv:\n%s\n", strings.Join(gone, "\n"))
+		return 1
+	}
+	return 0
 }

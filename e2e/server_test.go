@@ -279,6 +279,9 @@ func (s *server) Down() {
 
 // end stops everything and checks that nothing stays on the machine.
 func (s *server) end() {
+	if differences := spec.take(); len(differences) > 0 {
+		s.t.Errorf("answers differ from the published specification; repair the server, or list in differences.tsv why not:\n%s", strings.Join(differences, "\n"))
+	}
 	if s.t.Failed() {
 		s.t.Logf("end of the server's log:\n%s", tail(s.logFile(), 12_000))
 	}

