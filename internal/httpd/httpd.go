@@ -158,7 +158,7 @@ func (d *door) call(w http.ResponseWriter, r *http.Request) {
 
 func (d *door) unbuilt(w http.ResponseWriter, r *http.Request) {
 	d.fail(w, r, core.Errorf(core.KindNotImplemented, "NOT_IMPLEMENTED",
-		"the operation %s is published, but this server does not have it yet", Operation(r.Context())))
+		"the operation %s is published, but not available on this server yet", Operation(r.Context())))
 }
 
 // find returns the operation of a request. A HEAD is none, though the mux would serve it as a GET.
