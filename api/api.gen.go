@@ -552,7 +552,7 @@ type BranchCount struct {
 
 // BranchCreate defines model for BranchCreate.
 type BranchCreate struct {
-	// Archived Accepted for older clients.
+	// Archived Not supported: only false is taken.
 	Archived   *bool       `json:"archived,omitempty"`
 	ExpiresAt  *Timestamp  `json:"expires_at,omitempty"`
 	InitSource *string     `json:"init_source,omitempty"`
@@ -835,7 +835,7 @@ type EndpointCreate struct {
 	Disabled *bool   `json:"disabled,omitempty"`
 	Name     *string `json:"name,omitempty"`
 
-	// PasswordlessAccess Accepted for older clients.
+	// PasswordlessAccess Cannot be changed: only true is taken.
 	PasswordlessAccess *bool       `json:"passwordless_access,omitempty"`
 	PoolerEnabled      *bool       `json:"pooler_enabled,omitempty"`
 	PoolerMode         *PoolerMode `json:"pooler_mode,omitempty"`
@@ -919,7 +919,7 @@ type EndpointUpdate struct {
 	Disabled *bool   `json:"disabled,omitempty"`
 	Name     *string `json:"name,omitempty"`
 
-	// PasswordlessAccess Accepted for older clients.
+	// PasswordlessAccess Cannot be changed: only true is taken.
 	PasswordlessAccess *bool       `json:"passwordless_access,omitempty"`
 	PoolerEnabled      *bool       `json:"pooler_enabled,omitempty"`
 	PoolerMode         *PoolerMode `json:"pooler_mode,omitempty"`

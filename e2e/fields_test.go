@@ -118,13 +118,13 @@ func TestEveryField(t *testing.T) {
 		"autoscaling_limit_max_cu": {value: 1.0},
 		"suspend_timeout_seconds":  {value: 1234.0},
 		"pg_settings":              {value: map[string]any{"work_mem": "5MB"}},
-		"pgbouncer_settings":       {value: map[string]any{"default_pool_size": "7"}, refused: 501},
+		"pgbouncer_settings":       {value: map[string]any{"default_pool_size": "7"}, refused: 422},
 	}
 	endpointSettings := map[string]fieldAsk{
 		"settings.pg_settings":                         {value: map[string]any{"work_mem": "6MB"}},
-		"settings.pgbouncer_settings":                  {value: map[string]any{"default_pool_size": "7"}, refused: 501},
-		"settings.preload_libraries.use_defaults":      {value: false, refused: 501},
-		"settings.preload_libraries.enabled_libraries": {value: []any{"auto_explain"}, refused: 501},
+		"settings.pgbouncer_settings":                  {value: map[string]any{"default_pool_size": "7"}, refused: 422},
+		"settings.preload_libraries.use_defaults":      {value: false, refused: 422},
+		"settings.preload_libraries.enabled_libraries": {value: []any{"auto_explain"}, refused: 422},
 	}
 	with := func(prefix string, more map[string]fieldAsk, own map[string]fieldAsk) map[string]fieldAsk {
 		out := maps.Clone(own)
@@ -159,7 +159,7 @@ func TestEveryField(t *testing.T) {
 		"endpoint.pooler_enabled":           {value: true},
 		"endpoint.pooler_mode":              {value: "transaction"},
 		"endpoint.disabled":                 {value: true},
-		"endpoint.passwordless_access":      {value: true}, // says nothing in the published service either
+		"endpoint.passwordless_access":      {value: false, refused: 422},
 		"endpoint.suspend_timeout_seconds":  {value: 77.0},
 	})
 	createEndpoint := with("", updateEndpoint, map[string]fieldAsk{
@@ -176,7 +176,7 @@ func TestEveryField(t *testing.T) {
 		"branch.parent_lsn":                    {value: "0/1", refused: 501},
 		"branch.parent_timestamp":              {value: "2026-01-01T00:00:00Z", refused: 501},
 		"branch.expires_at":                    {value: later},
-		"branch.archived":                      {value: true, refused: 501},
+		"branch.archived":                      {value: true, refused: 422},
 		"endpoints[].type":                     {value: "read_write"},
 		"endpoints[].autoscaling_limit_min_cu": {value: 0.25},
 		"endpoints[].autoscaling_limit_max_cu": {value: 0.25},

@@ -22,12 +22,14 @@ func (s *Service) CreateBranch(ctx context.Context, c core.Caller, projectID str
 	for what, asked := range map[string]bool{
 		"branch.parent_lsn":                         p.ParentLSN != "",
 		"branch.parent_timestamp":                   p.ParentTimestamp != nil,
-		"branch.archived":                           p.Archived,
 		"branch.init_source other than parent-data": p.InitSource != "" && p.InitSource != "parent-data",
 	} {
 		if asked {
 			return none, notBuilt(what)
 		}
+	}
+	if p.Archived {
+		return none, notHere("branch.archived", "there is no slower storage to archive it to; leave it out or send false")
 	}
 	var parent core.Branch
 	if p.ParentID == "" {

@@ -56,7 +56,7 @@ func (s *Service) newEndpoint(ctx context.Context, project core.Project, branchI
 	if p.Preload {
 		return none, ownLibraries()
 	}
-	if err := poolSettings(p.PgBouncer); err != nil {
+	if err := cmp.Or(poolSettings(p.PgBouncer), passwordless(p.Passwordless)); err != nil {
 		return none, err
 	}
 	if e.PGSettings = project.Defaults.PGSettings; p.PGSettings != nil {
@@ -183,7 +183,7 @@ func (s *Service) UpdateEndpoint(ctx context.Context, c core.Caller, projectID, 
 	if p.Preload {
 		return EndpointResult{}, ownLibraries()
 	}
-	if err := poolSettings(p.PgBouncer); err != nil {
+	if err := cmp.Or(poolSettings(p.PgBouncer), passwordless(p.Passwordless)); err != nil {
 		return EndpointResult{}, err
 	}
 	var idle time.Duration

@@ -234,5 +234,5 @@ func (s *Service) libraryDatabase(ctx context.Context, branchID string, preload 
 }
 
 func ownLibraries() error {
-	return notBuilt("endpoint.settings.preload_libraries (the project's settings.preload_libraries works)")
+	return notHere("endpoint.settings.preload_libraries", "the computes of a project preload the same libraries; set the project's settings.preload_libraries")
 }

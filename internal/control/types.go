@@ -62,7 +62,8 @@ type EndpointSpec struct {
 	Provisioner    string
 	PGSettings     map[string]string
 	Preload        bool // asks for libraries of its own, which are the project's to choose
-	PgBouncer      bool // asks for settings of the pool
+	PgBouncer      bool // asks for settings of a PgBouncer
+	Passwordless   *bool
 	PoolerEnabled  *bool
 	PoolerMode     string
 	SuspendTimeout *int64 // seconds
@@ -78,6 +79,7 @@ type EndpointPatch struct {
 	PGSettings     map[string]string // nil stays
 	Preload        bool              // see EndpointSpec
 	PgBouncer      bool              // see EndpointSpec
+	Passwordless   *bool
 	PoolerEnabled  *bool
 	PoolerMode     *string
 	SuspendTimeout *int64

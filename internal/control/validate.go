@@ -86,10 +86,18 @@ func checkSuspend(v int64) error {
 	return nil
 }
 
-// poolSettings refuses settings of a pool that is not there.
+// poolSettings refuses settings of a program that is not there.
 func poolSettings(asked bool) error {
 	if asked {
-		return notBuilt("pgbouncer_settings")
+		return notHere("pgbouncer_settings", "no PgBouncer runs here, and the published API has given the field up; leave it out")
+	}
+	return nil
+}
+
+// passwordless refuses to change what is not to be changed in the published service either.
+func passwordless(asked *bool) error {
+	if asked != nil && !*asked {
+		return notHere("endpoint.passwordless_access", "the published service does not let it be changed either; leave it out or send true")
 	}
 	return nil
 }
@@ -191,16 +199,16 @@ type cloudSettings struct {
 func (c cloudSettings) check() error {
 	switch {
 	case c.BlockVPC:
-		return notHere("settings.block_vpc_connections", "there are no VPC endpoints here; settings.allowed_ips and settings.block_public_connections say who may connect")
+		return notHere("settings.block_vpc_connections", "there are no VPC endpoints here; settings.allowed_ips and settings.block_public_connections say who may connect; leave it out or send false")
 	case c.HIPAA:
-		return notHere("settings.hipaa", "it is an agreement with the provider of a cloud, not a property of a server")
+		return notHere("settings.hipaa", "it is an agreement with the provider of a cloud, not a property of a server; leave it out or send false")
 	}
 	return nil
 }
 
-// notHere refuses what can only be asked of a cloud.
+// notHere refuses what cannot be had here. why says what to do instead.
 func notHere(what, why string) error {
-	return core.Errorf(core.KindUnprocessable, "NOT_SUPPORTED", "%s cannot be turned on: %s; leave it out or send false", what, why)
+	return core.Errorf(core.KindUnprocessable, "NOT_SUPPORTED", "%s is not supported: %s", what, why)
 }
 
 var clockForm = regexp.MustCompile(`^([01][0-9]|2[0-3]):[0-5][0-9]$`)
