@@ -54,19 +54,26 @@ var depends = []string{
 	"name", "owner", "annotations", "annotation", "created_by", "restricted_actions", "compute_release_version",
 }
 
-// statuses picks the actions and statuses of an answer's operations.
-func statuses(v any) (out []string) {
-	m, _ := v.(map[string]any)
-	list, _ := m["operations"].([]any)
-	for _, o := range list {
-		op := o.(map[string]any)
-		out = append(out, fmt.Sprint(op["action"], " ", op["status"]))
+// states lists the states in an answer, with their places: of branches, endpoints and operations.
+func states(at string, v any) (out []string) {
+	switch v := v.(type) {
+	case map[string]any:
+		for _, k := range slices.Sorted(maps.Keys(v)) {
+			if text, ok := v[k].(string); ok && slices.Contains([]string{"action", "status", "current_state", "pending_state"}, k) {
+				out = append(out, at+"."+k+"="+text)
+			}
+			out = append(out, states(at+"."+k, v[k])...)
+		}
+	case []any:
+		for _, sub := range v {
+			out = append(out, states(at+"[]", sub)...)
+		}
 	}
 	return out
 }
 
 // TestAnswersHaveTheDocumentedShapes makes the calls of the documentation's examples on a real server. The answers have the
-// examples' keys with values of the same types, and their operations begin in the same states.
+// examples' keys with values of the same types, and those of calls that change something the same states: of operations too.
 func TestAnswersHaveTheDocumentedShapes(t *testing.T) {
 	s := start(t)
 	var project struct {
@@ -80,11 +87,11 @@ func TestAnswersHaveTheDocumentedShapes(t *testing.T) {
 		Operations []struct{ ID string }
 	}
 	var endpoint struct{ Endpoint struct{ ID string } }
-	var bare struct{ Branch struct{ ID string } }
 	var key struct{ ID int64 }
 
-	// check makes one call and compares; operations makes the states of operations count.
-	check := func(id, method, path, body string, status int, into any, operations bool) {
+	// check makes one call and compares.
+	tested := map[string]bool{}
+	check := func(id, method, path, body string, status int, into any) {
 		t.Helper()
 		s.settled(t)
 		r := s.raw(t, "", method, path, body)
@@ -122,62 +129,68 @@ func TestAnswersHaveTheDocumentedShapes(t *testing.T) {
 				t.Errorf("%s: %s is a %s, in the example a %s", id, at, h, need[at])
 			}
 		}
-		if g, w := statuses(got), statuses(example); operations && !slices.Equal(g, w) {
-			t.Errorf("%s begins the operations %q, in the example %q", id, g, w)
+		if g, w := states("", got), states("", example); method != "GET" && !slices.Equal(g, w) {
+			t.Errorf("%s: the states are %q, in the example %q", id, g, w)
 		}
+		tested[id] = true
 	}
 
-	check("createProject", "POST", "/projects", `{"project":{"name":"orders"}}`, http.StatusCreated, &project, true)
+	check("createProject", "POST", "/projects", `{"project":{"name":"my-new-api-project"}}`, http.StatusCreated, &project)
 	p := "/projects/" + project.Project.ID
-	check("getProject", "GET", p, "", 200, nil, false)
-	check("listProjects", "GET", "/projects", "", 200, nil, false)
-	check("updateProject", "PATCH", p, `{"project":{"name":"renamed"}}`, 200, nil, true)
-	check("getConnectionURI", "GET", p+"/connection_uri?database_name=neondb&role_name=neondb_owner", "", 200, nil, false)
+	check("getProject", "GET", p, "", 200, nil)
+	check("listProjects", "GET", "/projects?limit=10", "", 200, nil)
+	check("updateProject", "PATCH", p, `{"project":{"name":"updated-project-name"}}`, 200, nil)
+	check("getAvailablePreloadLibraries", "GET", p+"/available_preload_libraries", "", 200, nil)
+	check("getConnectionURI", "GET", p+"/connection_uri?database_name=neondb&role_name=neondb_owner", "", 200, nil)
 
-	check("createProjectBranch", "POST", p+"/branches", `{"endpoints":[{"type":"read_write"}]}`, http.StatusCreated, &branch, true)
+	check("createProjectBranch", "POST", p+"/branches",
+		`{"endpoints":[{"type":"read_write"}],"branch":{"parent_id":"`+project.Branch.ID+`","name":"my-new-feature-branch"}}`, http.StatusCreated, &branch)
 	b := p + "/branches/" + branch.Branch.ID
-	check("getProjectBranch", "GET", b, "", 200, nil, false)
-	check("listProjectBranches", "GET", p+"/branches", "", 200, nil, false)
-	check("updateProjectBranch", "PATCH", b, `{"branch":{"name":"renamed"}}`, 200, nil, true)
-	check("listProjectBranchEndpoints", "GET", b+"/endpoints", "", 200, nil, false)
+	check("getProjectBranch", "GET", b, "", 200, nil)
+	check("listProjectBranches", "GET", p+"/branches?sort_by=created_at&sort_order=asc", "", 200, nil)
+	check("updateProjectBranch", "PATCH", b, `{"branch":{"name":"updated-branch-name"}}`, 200, nil)
+	check("listProjectBranchEndpoints", "GET", b+"/endpoints", "", 200, nil)
 
 	e := p + "/endpoints/" + branch.Endpoints[0].ID
-	check("suspendProjectEndpoint", "POST", e+"/suspend", "", 200, nil, true)
-	check("startProjectEndpoint", "POST", e+"/start", "", 200, nil, true)
-	check("restartProjectEndpoint", "POST", e+"/restart", "", 200, nil, true)
-	check("getProjectEndpoint", "GET", e, "", 200, nil, false)
-	check("listProjectEndpoints", "GET", p+"/endpoints", "", 200, nil, false)
-	check("updateProjectEndpoint", "PATCH", e, `{"endpoint":{"suspend_timeout_seconds":600}}`, 200, nil, false)
+	check("suspendProjectEndpoint", "POST", e+"/suspend", "", 200, nil)
+	check("startProjectEndpoint", "POST", e+"/start", "", 200, nil)
+	check("restartProjectEndpoint", "POST", e+"/restart", "", 200, nil)
+	check("getProjectEndpoint", "GET", e, "", 200, nil)
+	check("listProjectEndpoints", "GET", p+"/endpoints", "", 200, nil)
 
-	if r := s.raw(t, "", "POST", p+"/branches", `{}`); r.status != http.StatusCreated || json.Unmarshal(r.body, &bare) != nil {
-		t.Fatalf("%d: %s", r.status, r.body)
-	}
-	check("createProjectEndpoint", "POST", p+"/endpoints", `{"endpoint":{"branch_id":"`+bare.Branch.ID+`","type":"read_write"}}`, http.StatusCreated, &endpoint, true)
-	var suspended struct{ Operations []sdk.Operation }
-	if r := s.raw(t, "", "POST", p+"/endpoints/"+endpoint.Endpoint.ID+"/suspend", ""); r.status != 200 || json.Unmarshal(r.body, &suspended) != nil {
-		t.Fatalf("%d: %s", r.status, r.body)
-	}
-	s.wait(t, suspended.Operations)
-	check("deleteProjectEndpoint", "DELETE", p+"/endpoints/"+endpoint.Endpoint.ID, "", 200, nil, true)
+	check("createProjectEndpoint", "POST", p+"/endpoints", `{"endpoint":{"branch_id":"`+branch.Branch.ID+`","type":"read_only"}}`, http.StatusCreated, &endpoint)
+	e = p + "/endpoints/" + endpoint.Endpoint.ID
+	s.wait(t, ask[sdk.EndpointOperations](t, s, "", "POST", e+"/suspend", "", 200).Operations) // the example's is idle
+	check("updateProjectEndpoint", "PATCH", e, `{"endpoint":{"autoscaling_limit_min_cu":0.5,"autoscaling_limit_max_cu":1}}`, 200, nil)
+	check("deleteProjectEndpoint", "DELETE", e, "", 200, nil)
 
-	check("createProjectBranchDatabase", "POST", b+"/databases", `{"database":{"name":"shop","owner_name":"neondb_owner"}}`, http.StatusCreated, nil, true)
-	check("getProjectBranchDatabase", "GET", b+"/databases/shop", "", 200, nil, false)
-	check("listProjectBranchDatabases", "GET", b+"/databases", "", 200, nil, false)
-	check("updateProjectBranchDatabase", "PATCH", b+"/databases/shop", `{"database":{"name":"store"}}`, 200, nil, true)
-	check("deleteProjectBranchDatabase", "DELETE", b+"/databases/store", "", 200, nil, true)
+	check("createProjectBranchRole", "POST", b+"/roles", `{"role":{"name":"new_app_user"}}`, http.StatusCreated, nil)
+	check("getProjectBranchRole", "GET", b+"/roles/new_app_user", "", 200, nil)
+	check("listProjectBranchRoles", "GET", b+"/roles", "", 200, nil)
 
-	check("createProjectBranchRole", "POST", b+"/roles", `{"role":{"name":"sally"}}`, http.StatusCreated, nil, true)
-	check("getProjectBranchRole", "GET", b+"/roles/sally", "", 200, nil, false)
-	check("listProjectBranchRoles", "GET", b+"/roles", "", 200, nil, false)
-	check("deleteProjectBranchRole", "DELETE", b+"/roles/sally", "", 200, nil, true)
+	db := b + "/databases/my_new_app_db"
+	check("createProjectBranchDatabase", "POST", b+"/databases", `{"database":{"name":"my_new_app_db","owner_name":"new_app_user"}}`, http.StatusCreated, nil)
+	check("getProjectBranchDatabase", "GET", db, "", 200, nil)
+	check("listProjectBranchDatabases", "GET", b+"/databases", "", 200, nil)
+	check("updateProjectBranchDatabase", "PATCH", db, `{"database":{"owner_name":"neondb_owner"}}`, 200, nil)
+	check("deleteProjectBranchDatabase", "DELETE", db, "", 200, nil)
+	check("deleteProjectBranchRole", "DELETE", b+"/roles/new_app_user", "", 200, nil)
 
-	check("listProjectOperations", "GET", p+"/operations", "", 200, nil, false)
-	check("getProjectOperation", "GET", p+"/operations/"+branch.Operations[0].ID, "", 200, nil, false)
-	check("createApiKey", "POST", "/api_keys", `{"key_name":"mine"}`, 200, &key, false)
-	check("listApiKeys", "GET", "/api_keys", "", 200, nil, false)
-	check("revokeApiKey", "DELETE", fmt.Sprintf("/api_keys/%d", key.ID), "", 200, nil, false)
+	check("listProjectOperations", "GET", p+"/operations", "", 200, nil)
+	check("getProjectOperation", "GET", p+"/operations/"+branch.Operations[0].ID, "", 200, nil)
+	check("createApiKey", "POST", "/api_keys", `{"key_name":"my-new-key"}`, 200, &key)
+	check("listApiKeys", "GET", "/api_keys", "", 200, nil)
+	check("revokeApiKey", "DELETE", fmt.Sprintf("/api_keys/%d", key.ID), "", 200, nil)
 
-	check("deleteProjectBranch", "DELETE", b, "", 200, nil, true)
-	check("deleteProject", "DELETE", p, "", 200, nil, false)
+	check("deleteProjectBranch", "DELETE", b, "", 200, nil)
+	check("deleteProject", "DELETE", p, "", 200, nil)
 	s.settled(t)
+
+	files, err := os.ReadDir("../api/testdata/examples")
+	must(t, err)
+	for _, f := range files {
+		if id := strings.TrimSuffix(f.Name(), ".json"); !tested[id] {
+			t.Errorf("there is an example of %s that this test does not know", id)
+		}
+	}
 }
