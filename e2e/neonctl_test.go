@@ -51,7 +51,7 @@ func namesResolve() bool { return exec.Command("getent", "hosts", "ep-none.db.lo
 func TestNeonctl(t *testing.T) {
 	node := node(t)
 	s := start(t)
-	_, base := s.through(t)
+	w, base := s.through(t)
 	program, err := filepath.Abs(filepath.Join(clients(), "node_modules", "neonctl", "bin", "cli.js"))
 	must(t, err)
 	dir := t.TempDir()
@@ -354,5 +354,8 @@ func TestNeonctl(t *testing.T) {
 	s.settled(t)
 	if r := s.raw(t, "", "GET", "/projects/"+p.ID, ""); r.status != 404 {
 		t.Errorf("after projects delete: %d", r.status)
+	}
+	if !t.Failed() {
+		proved["neonctl"] = w.operations()
 	}
 }
