@@ -969,6 +969,12 @@ type Invitation struct {
 	Role      MemberRole   `json:"role"`
 }
 
+// InvitationCreate defines model for InvitationCreate.
+type InvitationCreate struct {
+	Email EmailAddress `json:"email"`
+	Role  MemberRole   `json:"role"`
+}
+
 // Invitations defines model for Invitations.
 type Invitations struct {
 	Invitations []Invitation `json:"invitations"`
@@ -976,10 +982,7 @@ type Invitations struct {
 
 // InvitationsCreateRequest defines model for InvitationsCreateRequest.
 type InvitationsCreateRequest struct {
-	Invitations []struct {
-		Email EmailAddress `json:"email"`
-		Role  MemberRole   `json:"role"`
-	} `json:"invitations"`
+	Invitations []InvitationCreate `json:"invitations"`
 }
 
 // JWKS defines model for JWKS.

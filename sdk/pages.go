@@ -76,6 +76,18 @@ func (c *Client) Projects(ctx context.Context, f ProjectFilter) iter.Seq2[Projec
 	})
 }
 
+// SharedProjects iterates over the projects of others that are shared with the calling user, ordered by id.
+func (c *Client) SharedProjects(ctx context.Context, f ProjectFilter) iter.Seq2[ProjectListItem, error] {
+	return pages(func(cursor *string) ([]ProjectListItem, string, error) {
+		p := &api.ListSharedProjectsParams{Cursor: cursor, Limit: size(f.PageSize, 100), Search: opt(f.Search)}
+		out, err := answer[api.SharedProjectList](c.api.ListSharedProjects(ctx, p))
+		if err != nil {
+			return nil, "", err
+		}
+		return out.Projects, cursorOf(out.Pagination), nil
+	})
+}
+
 // Branches iterates over a project's branches, by default the last changed first.
 func (c *Client) Branches(ctx context.Context, projectID string, f BranchFilter) iter.Seq2[Branch, error] {
 	return pages(func(cursor *string) ([]Branch, string, error) {

@@ -48,4 +48,15 @@ type (
 	User          = api.CurrentUser
 	Organization  = api.Organization
 	Region        = api.Region
+
+	Member            = api.MemberWithUser
+	OrgAPIKey         = api.OrgAPIKey
+	OrgAPIKeyCreated  = api.OrgAPIKeyCreated
+	OrgAPIKeyRevoked  = api.OrgAPIKeyRevoked
+	Invitation        = api.Invitation
+	InvitationCreate  = api.InvitationCreate
+	ProjectPermission = api.ProjectPermission
+	TransferRequest   = api.ProjectTransferRequest
+	JWKS              = api.JWKS
+	JWKSCreate        = api.AddProjectJWKSRequest
 )

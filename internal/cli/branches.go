@@ -10,7 +10,7 @@ import (
 )
 
 func (a *app) branchesCmd() *cobra.Command {
-	return group("branches", "List, create, rename and delete branches",
+	return group("branches", "List, create, rename and delete branches, or let them expire",
 		"A branch is an isolated copy-on-write copy of the data. Branches are named by name or id.", []string{"branch"},
 		a.branchesList(), a.branchesGet(), a.branchesCreate(), a.branchesRename(), a.branchesSetDefault(), a.branchesSetExpiration(),
 		a.branchesDelete())

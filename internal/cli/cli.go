@@ -1,5 +1,5 @@
 // Package cli holds the verbs that talk to a server through the API: projects, branches, endpoints, databases, roles,
-// operations, connection-string, psql, keys, me and orgs. Tables go to people, -o json to programs.
+// operations, connection-string, psql, ip-allow, jwks, keys, me, orgs, members and invitations. Tables go to people, -o json to programs.
 package cli
 
 import (
@@ -89,7 +89,7 @@ type app struct {
 	Options
 	apiURL, apiKey, dataDir string
 	output                  string
-	projectID               string
+	projectID, orgID        string
 	noWait                  bool
 	yes                     bool
 
@@ -101,7 +101,7 @@ func Commands(opts Options) []*cobra.Command {
 	a := &app{Options: opts.withDefaults()}
 	cmds := []*cobra.Command{
 		a.projectsCmd(), a.branchesCmd(), a.endpointsCmd(), a.databasesCmd(), a.rolesCmd(), a.operationsCmd(),
-		a.connectionStringCmd(), a.psqlCmd(), a.keysCmd(), a.meCmd(), a.orgsCmd(),
+		a.connectionStringCmd(), a.psqlCmd(), a.ipAllowCmd(), a.jwksCmd(), a.keysCmd(), a.meCmd(), a.orgsCmd(), a.membersCmd(), a.invitationsCmd(),
 	}
 	for _, c := range cmds {
 		f := c.PersistentFlags()

@@ -39,6 +39,7 @@ type fakeAPI struct {
 	keys      []obj
 	looks     map[string]int    // at an operation
 	fail      map[string]string // action → error
+	answers   map[string]any    // "METHOD path" → answer
 	calls     []string          // "METHOD path body" of every call that changes something
 }
 
@@ -229,6 +230,10 @@ func (f *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		answer(200, obj{"operation": o})
 	default:
+		if v, ok := f.answers[r.Method+" "+path]; ok {
+			answer(200, v)
+			return
+		}
 		missing("what " + shape + " asks for")
 	}
 }

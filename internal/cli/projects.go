@@ -8,19 +8,24 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/boughdb/bough/api"
 	"github.com/boughdb/bough/sdk"
 )
 
 func (a *app) projectsCmd() *cobra.Command {
-	return group("projects", "List, create, change and delete projects",
+	return group("projects", "List, create, change, share, transfer and delete projects",
 		"A project holds branches that share one major version of Postgres.", []string{"project"},
-		a.projectsList(), a.projectsGet(), a.projectsCreate(), a.projectsUpdate(), a.projectsDelete())
+		a.projectsList(), a.projectsGet(), a.projectsCreate(), a.projectsUpdate(),
+		a.projectsShare(), a.projectsUnshare(), a.projectsPermissions(), a.projectsTransfer(), a.projectsRequestTransfer(),
+		a.projectsAcceptTransfer(), a.projectsDelete())
 }
 
 func (a *app) projectsList() *cobra.Command {
 	var f sdk.ProjectFilter
 	c := &cobra.Command{Use: "list [flags]", Aliases: []string{"ls"}, Short: "List the projects that the key can see",
-		Example: "  bough projects list\n  bough projects list --search shop -o json"}
+		Example: "  bough projects list\n  bough projects list --search shop -o json\n  bough projects list --shared"}
+	var shared bool
+	c.Flags().BoolVar(&shared, "shared", false, "the projects of others that are shared with you")
 	c.Flags().StringVar(&f.OrgID, "org-id", "", "only projects of this organization")
 	c.Flags().StringVar(&f.Search, "search", "", "only projects whose name or id contains this")
 	return a.verb(c, cobra.NoArgs, func(ctx context.Context, _ []string) error {
@@ -28,11 +33,18 @@ func (a *app) projectsList() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		all, err := sdk.All(cl.Projects(ctx, f))
+		t := &table{header: []string{"ID", "NAME", "POSTGRES", "REGION", "CREATED"}, empty: "No projects. Make one with: bough projects create"}
+		projects := cl.Projects
+		if shared {
+			if f.OrgID != "" {
+				return usagef("--shared lists projects of other organizations: leave --org-id out")
+			}
+			projects, t.empty = cl.SharedProjects, "Nobody shares a project with you."
+		}
+		all, err := sdk.All(projects(ctx, f))
 		if err != nil {
 			return err
 		}
-		t := &table{header: []string{"ID", "NAME", "POSTGRES", "REGION", "CREATED"}, empty: "No projects. Make one with: bough projects create"}
 		for _, p := range all {
 			t.add(p.ID, p.Name, strconv.Itoa(p.PgVersion), p.RegionID, a.ago(p.CreatedAt))
 		}
@@ -55,6 +67,7 @@ func (a *app) projectFields(p *sdk.Project) fields {
 		f.add("Logical replication", "on")
 	}
 	if p.Settings != nil {
+		f.add("Audit log", string(deref(p.Settings.AuditLogLevel)))
 		f.add("Connections from", connectionsFrom(p.Settings))
 	}
 	f.add("Created", a.when(p.CreatedAt))
@@ -205,7 +218,7 @@ func (a *app) refresh(ctx context.Context, cl *sdk.Client, b *sdk.Branch, endpoi
 }
 
 func (a *app) projectsUpdate() *cobra.Command {
-	var name, retention string
+	var name, retention, audit string
 	var logical, protectedOnly, blockPublic bool
 	var ips []string
 	var compute computeFlags
@@ -216,6 +229,7 @@ func (a *app) projectsUpdate() *cobra.Command {
 	c.Flags().StringVar(&name, "name", "", "new name")
 	c.Flags().StringVar(&retention, "history-retention", "", "how long history is kept, such as 24h or 7d")
 	c.Flags().BoolVar(&logical, "logical-replication", false, logicalHelp+"; restarts running computes")
+	c.Flags().StringVar(&audit, "audit-log", "", "log statements with pgaudit: base, extended or full; cannot be turned off again")
 	c.Flags().StringSliceVar(&ips, "allowed-ips", nil, `who may connect: addresses, blocks like 10.0.0.0/8, ranges like 10.0.0.1-10.0.0.9; "" lets everybody in`)
 	c.Flags().BoolVar(&protectedOnly, "allowed-ips-protected-only", false, "apply --allowed-ips to protected branches only")
 	c.Flags().BoolVar(&blockPublic, "block-public", false, "accept connections from loopback and private addresses only, whatever --allowed-ips says")
@@ -239,6 +253,9 @@ func (a *app) projectsUpdate() *cobra.Command {
 		changed := c.Flags().Changed
 		if changed("logical-replication") { // false is for the server to refuse
 			settings.EnableLogicalReplication = &logical
+		}
+		if audit != "" {
+			settings.AuditLogLevel = (*api.ProjectSettingsAuditLogLevel)(&audit)
 		}
 		if changed("block-public") {
 			settings.BlockPublicConnections = &blockPublic
