@@ -86,8 +86,8 @@ func serverFlags(f *pflag.FlagSet, c *service.Config) {
 	f.IntVar(&c.MaxStarts, "concurrent-starts", 0, "computes that start at once, others queue; 0 means two for each core")
 	f.DurationVar(&c.OperationsKeep, "operations-keep", control.DefaultOperationsKeep, "how long the record of an operation that has ended is kept (six months)")
 	limit := &rateValue{limit: &c.RateLimit}
-	_ = limit.Set("off")
-	f.Var(limit, "rate-limit", "bound the API calls of one account in all, and of each operation: 700/m,40/s is what clients of the published service expect")
+	_ = limit.Set("700/m,40/s") // as in the published service
+	f.Var(limit, "rate-limit", "bound the API calls of one account in all, and of each operation; off for no bounds")
 	f.StringVar(&c.PublicURL, "public-url", "", "where people reach the API, like https://bough.example.com: the start of the links in invitations, and the address in /api/v2/openapi.json")
 	f.StringVar(&c.SMTPURL, "smtp-url", "", "server that sends invitations: smtp://user:password@host:587, or smtps://; without one their links are shown to who invites")
 	f.StringVar(&c.SMTPFrom, "smtp-from", "", "sender of the invitations")
