@@ -8,8 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
+	"time"
 
 	"github.com/boughdb/bough/api"
 	"github.com/boughdb/bough/sdk"
@@ -102,6 +102,9 @@ func TestNeonctl(t *testing.T) {
 		if p.Endpoint = endpoints[0].ID; endpoints[0].AutoscalingLimitMaxCU != 1 {
 			t.Errorf("--cu 0.25-1 made %v", endpoints[0].AutoscalingLimitMaxCU)
 		}
+		if out, errs, err := c.run(t, "projects", "create", "--hipaa"); err == nil || !strings.Contains(errs, "hipaa") {
+			t.Errorf("projects create --hipaa: %v\n%s%s", err, out, errs)
+		}
 		other := neon[sdk.ProjectCreated](t, c, "projects", "create", "--name", "other", "--org-id", org, "--pg-version", "17")
 		if list := neon[struct{ Projects []named }](t, c, "projects", "list"); !slices.Equal(names(list.Projects), []string{"other", "shop"}) {
 			t.Errorf("projects list: %+v", list)
@@ -117,6 +120,10 @@ func TestNeonctl(t *testing.T) {
 		}
 		if shown := neon[named](t, c, "projects", "get", p.ID); shown.Name != "store" {
 			t.Errorf("projects get: %+v", shown)
+		}
+		neon[any](t, c, "projects", "update", other.Project.ID, "--enable-logical-replication", "--yes")
+		if level := value[string](t, s.connect(t, other.ConnectionUris[0].ConnectionURI), "show wal_level"); level != "logical" {
+			t.Errorf("projects update --enable-logical-replication: wal_level is %s", level)
 		}
 		neon[named](t, c, "projects", "delete", other.Project.ID)
 		if r := s.raw(t, "", "GET", "/projects/"+other.Project.ID, ""); r.status != 404 {
@@ -187,6 +194,14 @@ func TestNeonctl(t *testing.T) {
 				t.Errorf("%s has the computes %v, want %s", name, types, want)
 			}
 		}
+		neon[any](t, c, "branches", "create", "--name", "kept", "--no-compute", "--protected")
+		if _, errs, err := c.run(t, "branches", "delete", "kept"); err == nil || !strings.Contains(errs, "protected") {
+			t.Errorf("branches delete of a protected one: %v, %s", err, errs)
+		}
+		_, err := s.UpdateBranch(ctx, p.ID, branch(t, "kept").ID, sdk.BranchUpdate{Protected: new(false)})
+		must(t, err)
+		s.settled(t)
+		neon[any](t, c, "branches", "delete", "kept")
 		neon[any](t, c, "branches", "rename", "kid", "child")
 		if kid = branch(t, "child"); kid.ID != made.Branch.ID {
 			t.Errorf("branches rename: %+v", kid)
@@ -198,6 +213,16 @@ func TestNeonctl(t *testing.T) {
 		neon[any](t, c, "branches", "set-default", "main")
 		if got := neon[named](t, c, "branches", "get", "child"); got.ID != kid.ID {
 			t.Errorf("branches get: %+v", got)
+		}
+		for _, hours := range []time.Duration{1, 0} {
+			at, args := time.Now().Add(hours*time.Hour).UTC().Truncate(time.Second), []string{"branches", "set-expiration", "bare"}
+			if hours > 0 {
+				args = append(args, "--expires-at", at.Format(time.RFC3339))
+			}
+			neon[any](t, c, args...)
+			if got := branch(t, "bare").ExpiresAt; hours == 0 && got != nil || hours > 0 && (got == nil || !got.Equal(at)) {
+				t.Errorf("branches set-expiration in %d hours: %v", hours, got)
+			}
 		}
 		s.settled(t)
 		neon[any](t, c, "branches", "delete", "bare")
@@ -265,88 +290,90 @@ func TestNeonctl(t *testing.T) {
 		}
 	})
 
-	t.Run("ip-allow", func(t *testing.T) {
-		allowed := func(command string, protectedOnly bool, want ...string) {
-			t.Helper()
-			project, err := s.Project(ctx, p.ID)
+	t.Run("side by side", func(t *testing.T) {
+		t.Run("ip-allow", func(t *testing.T) {
+			t.Parallel()
+			allowed := func(command string, protectedOnly bool, want ...string) {
+				t.Helper()
+				project, err := s.Project(ctx, p.ID)
+				must(t, err)
+				if got := project.Settings.AllowedIps; !slices.Equal(*got.Ips, want) || *got.ProtectedBranchesOnly != protectedOnly {
+					t.Errorf("after ip-allow %s: %v, protected only %v; want %v, %v", command, *got.Ips, *got.ProtectedBranchesOnly, want, protectedOnly)
+				}
+			}
+			neon[any](t, c, "ip-allow", "add", "127.0.0.1", "10.0.0.0/8", "--protected-only")
+			allowed("add", true, "127.0.0.1", "10.0.0.0/8")
+			if got := neon[struct {
+				IPs []string `json:"IP_addresses"`
+			}](t, c, "ip-allow", "list"); len(got.IPs) != 2 {
+				t.Errorf("ip-allow list: %v", got)
+			}
+			neon[any](t, c, "ip-allow", "remove", "10.0.0.0/8")
+			allowed("remove", true, "127.0.0.1")
+			neon[any](t, c, "ip-allow", "reset", "192.0.2.1")
+			allowed("reset", false, "192.0.2.1")
+			neon[any](t, c, "ip-allow", "reset")
+			allowed("reset", false)
+		})
+
+		t.Run("operations", func(t *testing.T) {
+			t.Parallel()
+			want, err := sdk.All(s.Operations(ctx, p.ID, sdk.OperationFilter{}))
 			must(t, err)
-			if got := project.Settings.AllowedIps; !slices.Equal(*got.Ips, want) || *got.ProtectedBranchesOnly != protectedOnly {
-				t.Errorf("after ip-allow %s: %v, protected only %v; want %v, %v", command, *got.Ips, *got.ProtectedBranchesOnly, want, protectedOnly)
+			got := neon[[]sdk.Operation](t, c, "operations", "list")
+			if len(got) == 0 || got[0].ID != want[0].ID {
+				t.Errorf("operations list begins with %+v", got[:min(1, len(got))])
 			}
-		}
-		neon[any](t, c, "ip-allow", "add", "127.0.0.1", "10.0.0.0/8", "--protected-only")
-		allowed("add", true, "127.0.0.1", "10.0.0.0/8")
-		if got := neon[struct {
-			IPs []string `json:"IP_addresses"`
-		}](t, c, "ip-allow", "list"); len(got.IPs) != 2 {
-			t.Errorf("ip-allow list: %v", got)
-		}
-		neon[any](t, c, "ip-allow", "remove", "10.0.0.0/8")
-		allowed("remove", true, "127.0.0.1")
-		neon[any](t, c, "ip-allow", "reset", "192.0.2.1")
-		allowed("reset", false, "192.0.2.1")
-		neon[any](t, c, "ip-allow", "reset")
-		allowed("reset", false)
-	})
+		})
 
-	t.Run("operations", func(t *testing.T) {
-		want, err := sdk.All(s.Operations(ctx, p.ID, sdk.OperationFilter{}))
-		must(t, err)
-		got := neon[[]sdk.Operation](t, c, "operations", "list")
-		if len(got) == 0 || got[0].ID != want[0].ID {
-			t.Errorf("operations list begins with %+v", got[:min(1, len(got))])
-		}
-	})
+		t.Run("api-keys", func(t *testing.T) {
+			t.Parallel()
+			for _, scope := range [][]string{nil, {"--org-id", org}, {"--project-id", p.ID}} {
+				made := neon[madeKey](t, c, append([]string{"api-keys", "create", "--name", "k"}, scope...)...)
+				ask[any](t, s, made.Key, "GET", "/projects/"+p.ID, "", 200)
+				var of []string // where it is listed: a project's keys are the organization's
+				if scope != nil {
+					of = []string{"--org-id", org}
+				}
+				list := neon[[]madeKey](t, c, append([]string{"api-keys", "list"}, of...)...)
+				if !slices.ContainsFunc(list, func(k madeKey) bool { return k.ID == made.ID }) {
+					t.Errorf("api-keys list %v: %+v", of, list)
+				}
+				neon[any](t, c, append([]string{"api-keys", "revoke", fmt.Sprint(made.ID)}, of...)...)
+				ask[any](t, s, made.Key, "GET", "/projects/"+p.ID, "", 401)
+			}
+		})
 
-	t.Run("api-keys", func(t *testing.T) {
-		for _, scope := range [][]string{nil, {"--org-id", org}, {"--project-id", p.ID}} {
-			made := neon[madeKey](t, c, append([]string{"api-keys", "create", "--name", "k"}, scope...)...)
-			ask[any](t, s, made.Key, "GET", "/projects/"+p.ID, "", 200)
-			var of []string // where it is listed: a project's keys are the organization's
-			if scope != nil {
-				of = []string{"--org-id", org}
+		// What is not built says so, and says which operation it is.
+		t.Run("not built", func(t *testing.T) {
+			t.Parallel()
+			unbuilt := map[string]bool{}
+			for _, r := range api.Unbuilt() {
+				unbuilt[r.OperationID] = true
 			}
-			list := neon[[]madeKey](t, c, append([]string{"api-keys", "list"}, of...)...)
-			if !slices.ContainsFunc(list, func(k madeKey) bool { return k.ID == made.ID }) {
-				t.Errorf("api-keys list %v: %+v", of, list)
-			}
-			neon[any](t, c, append([]string{"api-keys", "revoke", fmt.Sprint(made.ID)}, of...)...)
-			ask[any](t, s, made.Key, "GET", "/projects/"+p.ID, "", 401)
-		}
-	})
-
-	// What is not built says so, and says which operation it is.
-	t.Run("not built", func(t *testing.T) {
-		unbuilt := map[string]bool{}
-		for _, r := range api.Unbuilt() {
-			unbuilt[r.OperationID] = true
-		}
-		var wg sync.WaitGroup
-		defer wg.Wait()
-		for operation, command := range map[string]string{
-			"listOrganizationVPCEndpoints": "vpc endpoint list --org-id " + org + " --region-id aws-us-east-2",
-			"assignProjectVPCEndpoint":     "vpc project restrict vpce-1234567890abcdef0",
-			"recoverProject":               "projects recover " + p.ID,
-			"restoreProjectBranch":         "branches reset child --parent",
-			"getProjectBranchSchema":       "branches schema-diff main child --database books",
-			"listSnapshots":                "snapshots list",
-			"getNeonAuth":                  "neon-auth status",
-			"getProjectBranchDataAPI":      "data-api get --database books",
-			"listProjectBranchFunctions":   "functions list",
-			"listProjectBranchBuckets":     "buckets list",
-			"listCredentials":              "credentials list",
-		} {
-			if !unbuilt[operation] {
-				t.Errorf("%s is built: look at what `neonctl %s` does", operation, command)
-				continue
-			}
-			wg.Go(func() {
+			for operation, command := range map[string]string{
+				"listOrganizationVPCEndpoints": "vpc endpoint list --org-id " + org + " --region-id aws-us-east-2",
+				"assignProjectVPCEndpoint":     "vpc project restrict vpce-1234567890abcdef0",
+				"recoverProject":               "projects recover " + p.ID,
+				"restoreProjectBranch":         "branches reset child --parent",
+				"getProjectBranchSchema":       "branches schema-diff main child --database books",
+				"listSnapshots":                "snapshots list",
+				"getNeonAuth":                  "neon-auth status",
+				"getProjectBranchDataAPI":      "data-api get --database books",
+				"listProjectBranchFunctions":   "functions list",
+				"listProjectBranchBuckets":     "buckets list",
+				"listCredentials":              "credentials list",
+			} {
+				if !unbuilt[operation] {
+					t.Errorf("%s is built: look at what `neonctl %s` does", operation, command)
+					continue
+				}
 				out, errs, err := c.run(t, strings.Fields(command)...)
 				if err == nil || !strings.Contains(errs, operation) || !strings.Contains(errs, "not available") {
 					t.Errorf("neonctl %s: %v\n%s%s", command, err, out, errs)
 				}
-			})
-		}
+			}
+		})
 	})
 
 	s.settled(t)
