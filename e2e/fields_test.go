@@ -123,8 +123,8 @@ func TestEveryField(t *testing.T) {
 	endpointSettings := map[string]fieldAsk{
 		"settings.pg_settings":                         {value: map[string]any{"work_mem": "6MB"}},
 		"settings.pgbouncer_settings":                  {value: map[string]any{"default_pool_size": "7"}, refused: 422},
-		"settings.preload_libraries.use_defaults":      {value: false, refused: 422},
-		"settings.preload_libraries.enabled_libraries": {value: []any{"auto_explain"}, refused: 422},
+		"settings.preload_libraries.use_defaults":      {value: false},
+		"settings.preload_libraries.enabled_libraries": {value: []any{"auto_explain"}},
 	}
 	with := func(prefix string, more map[string]fieldAsk, own map[string]fieldAsk) map[string]fieldAsk {
 		out := maps.Clone(own)

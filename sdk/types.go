@@ -30,6 +30,7 @@ type (
 	EndpointUpdate     = api.EndpointUpdate
 	EndpointOperations = api.EndpointOperations
 	EndpointSettings   = api.EndpointSettings
+	PreloadLibraries   = api.PreloadLibraries
 
 	Database           = api.Database
 	DatabaseCreate     = api.DatabaseCreate

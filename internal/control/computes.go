@@ -109,7 +109,7 @@ func (s *Service) spec(ctx context.Context, b core.Branch, computeID string, e c
 	if err := s.checkData(b); err != nil {
 		return compute.Spec{}, err
 	}
-	preload := preloadOf(project.Settings).list(plain)
+	preload := preloadFor(project.Settings, e.Preload).list(plain)
 	database, err := s.libraryDatabase(ctx, b.ID, preload)
 	if err != nil {
 		return compute.Spec{}, err

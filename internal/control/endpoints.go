@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/boughdb/bough/internal/core"
@@ -53,16 +54,14 @@ func (s *Service) newEndpoint(ctx context.Context, project core.Project, branchI
 	if e.Disabled {
 		e.State, e.PendingState = core.EndpointIdle, ""
 	}
-	if p.Preload {
-		return none, ownLibraries()
-	}
 	if err := cmp.Or(poolSettings(p.PgBouncer), passwordless(p.Passwordless)); err != nil {
 		return none, err
 	}
 	if e.PGSettings = project.Defaults.PGSettings; p.PGSettings != nil {
 		e.PGSettings = p.PGSettings
 	}
-	return e, s.checkSettings(ctx, project, e.MinCU, e.MaxCU, e.PGSettings)
+	e.Preload = p.Preload
+	return e, s.checkSettings(ctx, project, e.Preload, e.MinCU, e.MaxCU, e.PGSettings)
 }
 
 // ListEndpoints returns a project's endpoints; with branchID, those of that branch.
@@ -180,9 +179,6 @@ func wants(e core.Endpoint) core.EndpointState {
 // UpdateEndpoint changes an endpoint. A running compute takes new limits of its size at once when they ask for the same
 // settings, else by a restart.
 func (s *Service) UpdateEndpoint(ctx context.Context, c core.Caller, projectID, id string, p EndpointPatch) (EndpointResult, error) {
-	if p.Preload {
-		return EndpointResult{}, ownLibraries()
-	}
 	if err := cmp.Or(poolSettings(p.PgBouncer), passwordless(p.Passwordless)); err != nil {
 		return EndpointResult{}, err
 	}
@@ -234,6 +230,9 @@ func (s *Service) UpdateEndpoint(ctx context.Context, c core.Caller, projectID, 
 			}
 			e.PGSettings = p.PGSettings
 		}
+		if p.Preload.Set {
+			e.Preload = p.Preload.Value
+		}
 		saved, err := q.UpdateEndpoint(ctx, e)
 		if err != nil {
 			return e, nil, err
@@ -279,8 +278,12 @@ func sizeSpec(e core.Endpoint) postgres.SizeSpec {
 // the endpoint as it was.
 func (s *Service) checkPatch(ctx context.Context, c core.Caller, projectID, id string, p EndpointPatch) (core.Endpoint, settingsChange, error) {
 	project, e, err := s.endpoint(ctx, c, projectID, id)
-	if err != nil || (p.PGSettings == nil && (len(e.PGSettings) == 0 || (p.MinCU == nil && p.MaxCU == nil))) {
+	if err != nil || (p.PGSettings == nil && !p.Preload.Set && (len(e.PGSettings) == 0 || (p.MinCU == nil && p.MaxCU == nil))) {
 		return e, settingsChange{}, err
+	}
+	own := e.Preload
+	if p.Preload.Set {
+		own = p.Preload.Value
 	}
 	after := e.PGSettings
 	if p.PGSettings != nil {
@@ -290,10 +293,17 @@ func (s *Service) checkPatch(ctx context.Context, c core.Caller, projectID, id s
 	if err != nil {
 		return e, settingsChange{}, err
 	}
-	if err := s.checkSettings(ctx, project, minimum, maximum, after); err != nil {
+	if err := s.checkSettings(ctx, project, own, minimum, maximum, after); err != nil {
 		return e, settingsChange{}, err
 	}
 	change, err := s.changeOf(ctx, project, id, e.PGSettings, after)
+	if err == nil && p.Preload.Set {
+		var build postgres.Build
+		if build, err = s.build(ctx, project.PGVersion); err == nil {
+			list := func(own *core.PreloadLibraries) []string { return preloadFor(project.Settings, own).list(build) }
+			change.restart = change.restart || !slices.Equal(list(e.Preload), list(own))
+		}
+	}
 	return e, change, err
 }
 

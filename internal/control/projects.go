@@ -138,7 +138,7 @@ func (s *Service) CreateProject(ctx context.Context, c core.Caller, p CreateProj
 			return none, err
 		}
 	}
-	if err := s.checkSettings(ctx, project, project.Defaults.MinCU, project.Defaults.MaxCU, project.Defaults.PGSettings); err != nil {
+	if err := s.checkSettings(ctx, project, nil, project.Defaults.MinCU, project.Defaults.MaxCU, project.Defaults.PGSettings); err != nil {
 		return none, err
 	}
 	role, err := s.newPassword(project, core.Role{Name: roleName})
@@ -288,7 +288,7 @@ func (s *Service) UpdateProject(ctx context.Context, c core.Caller, id string, p
 	if p.Defaults != nil && (p.Defaults.PGSettings != nil || len(project.Defaults.PGSettings) > 0) {
 		defaults, err := p.Defaults.apply(project.Defaults, project.Provisioner)
 		if err == nil {
-			err = s.checkSettings(ctx, project, defaults.MinCU, defaults.MaxCU, defaults.PGSettings)
+			err = s.checkSettings(ctx, project, nil, defaults.MinCU, defaults.MaxCU, defaults.PGSettings)
 		}
 		if err != nil {
 			return ProjectResult{}, err

@@ -14,9 +14,8 @@ import (
 
 // preloadSettings are a project's settings.preload_libraries.
 type preloadSettings struct {
-	UseDefaults *bool    `json:"use_defaults"` // nil: yes
-	Libraries   []string `json:"enabled_libraries"`
-	audit       bool     // settings.audit_log_level asks for its library
+	core.PreloadLibraries
+	audit bool // settings.audit_log_level asks for its library
 }
 
 // preloadOf reads them from a project's settings.
@@ -27,6 +26,15 @@ func preloadOf(settings json.RawMessage) preloadSettings {
 	_ = json.Unmarshal(settings, &p) // checked when it was stored
 	p.Preload.audit = auditLevel(settings) != ""
 	return p.Preload
+}
+
+// preloadFor is preloadOf for an endpoint, which may have libraries of its own.
+func preloadFor(settings json.RawMessage, own *core.PreloadLibraries) preloadSettings {
+	p := preloadOf(settings)
+	if own != nil {
+		p.PreloadLibraries = *own
+	}
+	return p
 }
 
 // auditLevel reads a project's settings.audit_log_level; "" logs nothing.
@@ -62,7 +70,16 @@ func (p preloadSettings) list(b postgres.Build) []string {
 
 // checkSettings refuses settings with which a compute of a project would not do what they say, or not start. The build's own
 // program is asked; with it goes a look at the template's control file, so the template is made if there is none.
-func (s *Service) checkSettings(ctx context.Context, project core.Project, minCU, maxCU float64, settings map[string]string) error {
+func (s *Service) checkSettings(ctx context.Context, project core.Project, own *core.PreloadLibraries, minCU, maxCU float64, settings map[string]string) error {
+	if own != nil && len(own.Libraries) > 0 {
+		build, err := s.build(ctx, project.PGVersion)
+		if err == nil {
+			err = build.CheckLibraries(own.Libraries)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	if len(settings) == 0 {
 		return nil
 	}
@@ -77,7 +94,7 @@ func (s *Service) checkSettings(ctx context.Context, project core.Project, minCU
 		return err
 	}
 	return s.Inspector.Check(ctx, s.Computes.Config(compute.Spec{
-		Build: build, Size: postgres.SizeSpec{MinCU: minCU, MaxCU: maxCU}, Preload: preloadOf(project.Settings).list(build),
+		Build: build, Size: postgres.SizeSpec{MinCU: minCU, MaxCU: maxCU}, Preload: preloadFor(project.Settings, own).list(build),
 		LogicalReplication: logicalReplication(project.Settings), PGSettings: settings,
 	}), s.Volumes.Path(templateRef(build.Major).Volume))
 }
@@ -231,8 +248,4 @@ func (s *Service) libraryDatabase(ctx context.Context, branchID string, preload 
 		}
 	}
 	return oldest.Name, nil
-}
-
-func ownLibraries() error {
-	return notHere("endpoint.settings.preload_libraries", "the computes of a project preload the same libraries; set the project's settings.preload_libraries")
 }

@@ -61,8 +61,8 @@ type EndpointSpec struct {
 	MinCU, MaxCU   *float64
 	Provisioner    string
 	PGSettings     map[string]string
-	Preload        bool // asks for libraries of its own, which are the project's to choose
-	PgBouncer      bool // asks for settings of a PgBouncer
+	Preload        *core.PreloadLibraries // nil: as the project says
+	PgBouncer      bool                   // asks for settings of a PgBouncer
 	Passwordless   *bool
 	PoolerEnabled  *bool
 	PoolerMode     string
@@ -77,8 +77,8 @@ type EndpointPatch struct {
 	MinCU, MaxCU   *float64
 	Provisioner    *string
 	PGSettings     map[string]string // nil stays
-	Preload        bool              // see EndpointSpec
-	PgBouncer      bool              // see EndpointSpec
+	Preload        Optional[core.PreloadLibraries]
+	PgBouncer      bool // see EndpointSpec
 	Passwordless   *bool
 	PoolerEnabled  *bool
 	PoolerMode     *string

@@ -102,6 +102,12 @@ const (
 // DefaultSuspendTimeout is what a suspend timeout of 0 means.
 const DefaultSuspendTimeout = 300 * time.Second
 
+// PreloadLibraries chooses what a compute preloads, as the API writes it.
+type PreloadLibraries struct {
+	UseDefaults *bool    `json:"use_defaults,omitempty"` // nil: yes
+	Libraries   []string `json:"enabled_libraries,omitempty"`
+}
+
 // Endpoint is the address of a compute; it outlives the process.
 type Endpoint struct {
 	ID             string
@@ -114,6 +120,7 @@ type Endpoint struct {
 	MaxCU          float64
 	Provisioner    string
 	PGSettings     map[string]string
+	Preload        *PreloadLibraries // nil: as the project says
 	PoolerEnabled  bool
 	SuspendTimeout int64 // seconds; see EndpointDefaults
 	Disabled       bool

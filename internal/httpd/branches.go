@@ -59,7 +59,7 @@ func (h *handlers) CreateProjectBranch(ctx context.Context, req api.CreateProjec
 				MaxCU:          e.AutoscalingLimitMaxCU,
 				Provisioner:    string(or(e.Provisioner, "")),
 				PGSettings:     pgSettings(e.Settings),
-				Preload:        asksPreload(e.Settings),
+				Preload:        ownLibraries(e.Settings).Value,
 				PgBouncer:      asksPool(e.Settings),
 				SuspendTimeout: e.SuspendTimeoutSeconds,
 			})

@@ -32,7 +32,7 @@ func (h *handlers) CreateProjectEndpoint(ctx context.Context, req api.CreateProj
 		MaxCU:          e.AutoscalingLimitMaxCU,
 		Provisioner:    string(or(e.Provisioner, "")),
 		PGSettings:     pgSettings(e.Settings),
-		Preload:        asksPreload(e.Settings),
+		Preload:        ownLibraries(e.Settings).Value,
 		PgBouncer:      asksPool(e.Settings),
 		Passwordless:   e.PasswordlessAccess,
 		PoolerEnabled:  e.PoolerEnabled,
@@ -65,7 +65,7 @@ func (h *handlers) UpdateProjectEndpoint(ctx context.Context, req api.UpdateProj
 		MaxCU:          e.AutoscalingLimitMaxCU,
 		Provisioner:    (*string)(e.Provisioner),
 		PGSettings:     pgSettings(e.Settings),
-		Preload:        asksPreload(e.Settings),
+		Preload:        ownLibraries(e.Settings),
 		PgBouncer:      asksPool(e.Settings),
 		Passwordless:   e.PasswordlessAccess,
 		PoolerEnabled:  e.PoolerEnabled,
@@ -126,9 +126,16 @@ func pgSettings(s *api.EndpointSettings) map[string]string {
 	return or(s.PgSettings, nil)
 }
 
-// asksPreload tells whether the client wants libraries for one endpoint.
-func asksPreload(s *api.EndpointSettings) bool {
-	return s != nil && s.PreloadLibraries != nil && (s.PreloadLibraries.UseDefaults != nil || len(or(s.PreloadLibraries.EnabledLibraries, nil)) > 0)
+// ownLibraries are the libraries that the client names for one endpoint. Set and nil means those of the project again.
+func ownLibraries(s *api.EndpointSettings) (out control.Optional[core.PreloadLibraries]) {
+	if s == nil || s.PreloadLibraries == nil {
+		return out
+	}
+	out.Set = true
+	if p := s.PreloadLibraries; p.UseDefaults != nil || p.EnabledLibraries != nil {
+		out.Value = &core.PreloadLibraries{UseDefaults: p.UseDefaults, Libraries: or(p.EnabledLibraries, nil)}
+	}
+	return out
 }
 
 // asksPool tells whether the client wants settings of the pool.
@@ -176,6 +183,10 @@ func endpoint(e control.EndpointView) api.Endpoint {
 			settings = e.PGSettings
 		}
 		out.Settings.PgSettings = &settings
+	}
+	if p := e.Preload; p != nil {
+		libraries := append([]string{}, p.Libraries...)
+		out.Settings.PreloadLibraries = &api.PreloadLibraries{UseDefaults: p.UseDefaults, EnabledLibraries: &libraries}
 	}
 	if e.State == core.EndpointActive {
 		out.ComputeReleaseVersion = opt(e.Version)

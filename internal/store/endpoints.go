@@ -12,11 +12,25 @@ import (
 func toEndpoint(r db.Endpoint) core.Endpoint {
 	return core.Endpoint{
 		ID: r.ID, ProjectID: r.ProjectID, BranchID: r.BranchID, RegionID: r.RegionID, Name: r.Name, Type: core.EndpointType(r.Type),
-		MinCU: r.MinCu, MaxCU: r.MaxCu, Provisioner: r.Provisioner, PGSettings: fromJSON(r.PgSettings), PoolerEnabled: r.PoolerEnabled,
+		MinCU: r.MinCu, MaxCU: r.MaxCu, Provisioner: r.Provisioner, PGSettings: fromJSON(r.PgSettings), Preload: preloadFrom(r.Preload), PoolerEnabled: r.PoolerEnabled,
 		SuspendTimeout: r.SuspendTimeout, Disabled: r.Disabled, State: core.EndpointState(r.State),
 		PendingState: core.EndpointState(r.PendingState), LastActive: r.LastActive, StartedAt: r.StartedAt, SuspendedAt: r.SuspendedAt,
 		CreationSource: "console", CreatedAt: r.CreatedAt, UpdatedAt: r.UpdatedAt, Deleting: r.Deleting,
 	}
+}
+
+func preloadFrom(raw json.RawMessage) *core.PreloadLibraries {
+	var p *core.PreloadLibraries
+	_ = json.Unmarshal(raw, &p) // as it was written
+	return p
+}
+
+func preloadJSON(p *core.PreloadLibraries) json.RawMessage {
+	if p == nil {
+		return nil
+	}
+	raw, _ := json.Marshal(p) // cannot fail
+	return raw
 }
 
 // InsertEndpoint adds an endpoint; KindConflict for a second read_write one on a branch.
@@ -25,6 +39,7 @@ func (q Q) InsertEndpoint(ctx context.Context, e core.Endpoint) (core.Endpoint, 
 		ID: e.ID, ProjectID: e.ProjectID, BranchID: e.BranchID, Name: e.Name, RegionID: e.RegionID, Type: string(e.Type), MinCu: e.MinCU,
 		MaxCu: e.MaxCU, Provisioner: e.Provisioner, PgSettings: toJSON(e.PGSettings), PoolerEnabled: e.PoolerEnabled,
 		SuspendTimeout: e.SuspendTimeout, Disabled: e.Disabled, State: string(e.State), PendingState: string(e.PendingState),
+		Preload: preloadJSON(e.Preload),
 	})
 	if taken(err, "endpoints_read_write") {
 		return core.Endpoint{}, core.Errorf(core.KindConflict, "ENDPOINT_ALREADY_EXISTS",
@@ -80,7 +95,7 @@ func (q Q) LiveEndpoints(ctx context.Context) ([]core.Endpoint, error) {
 func (q Q) UpdateEndpoint(ctx context.Context, e core.Endpoint) (core.Endpoint, error) {
 	r, err := q.db.UpdateEndpoint(ctx, db.UpdateEndpointParams{
 		ID: e.ID, Name: e.Name, MinCu: e.MinCU, MaxCu: e.MaxCU, Provisioner: e.Provisioner, PgSettings: toJSON(e.PGSettings),
-		PoolerEnabled: e.PoolerEnabled, SuspendTimeout: e.SuspendTimeout, Disabled: e.Disabled,
+		PoolerEnabled: e.PoolerEnabled, SuspendTimeout: e.SuspendTimeout, Disabled: e.Disabled, Preload: preloadJSON(e.Preload),
 	})
 	return one(r, err, toEndpoint, "endpoint", e.ID)
 }

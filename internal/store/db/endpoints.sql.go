@@ -84,7 +84,7 @@ func (q *Queries) EndpointIdle(ctx context.Context, id string) error {
 }
 
 const getAnyEndpoint = `-- name: GetAnyEndpoint :one
-SELECT id, project_id, branch_id, name, region_id, type, min_cu, max_cu, provisioner, pg_settings, pooler_enabled, suspend_timeout, disabled, state, pending_state, last_active, started_at, suspended_at, deleting, created_at, updated_at FROM endpoints WHERE id = $1
+SELECT id, project_id, branch_id, name, region_id, type, min_cu, max_cu, provisioner, pg_settings, pooler_enabled, suspend_timeout, disabled, state, pending_state, last_active, started_at, suspended_at, deleting, created_at, updated_at, preload FROM endpoints WHERE id = $1
 `
 
 func (q *Queries) GetAnyEndpoint(ctx context.Context, id string) (Endpoint, error) {
@@ -112,12 +112,13 @@ func (q *Queries) GetAnyEndpoint(ctx context.Context, id string) (Endpoint, erro
 		&i.Deleting,
 		&i.CreatedAt,
 		&i.UpdatedAt,
+		&i.Preload,
 	)
 	return i, err
 }
 
 const getEndpoint = `-- name: GetEndpoint :one
-SELECT id, project_id, branch_id, name, region_id, type, min_cu, max_cu, provisioner, pg_settings, pooler_enabled, suspend_timeout, disabled, state, pending_state, last_active, started_at, suspended_at, deleting, created_at, updated_at FROM endpoints WHERE id = $1 AND NOT deleting
+SELECT id, project_id, branch_id, name, region_id, type, min_cu, max_cu, provisioner, pg_settings, pooler_enabled, suspend_timeout, disabled, state, pending_state, last_active, started_at, suspended_at, deleting, created_at, updated_at, preload FROM endpoints WHERE id = $1 AND NOT deleting
 `
 
 func (q *Queries) GetEndpoint(ctx context.Context, id string) (Endpoint, error) {
@@ -145,12 +146,13 @@ func (q *Queries) GetEndpoint(ctx context.Context, id string) (Endpoint, error) 
 		&i.Deleting,
 		&i.CreatedAt,
 		&i.UpdatedAt,
+		&i.Preload,
 	)
 	return i, err
 }
 
 const getEndpointAccess = `-- name: GetEndpointAccess :one
-SELECT e.id, e.project_id, e.branch_id, e.name, e.region_id, e.type, e.min_cu, e.max_cu, e.provisioner, e.pg_settings, e.pooler_enabled, e.suspend_timeout, e.disabled, e.state, e.pending_state, e.last_active, e.started_at, e.suspended_at, e.deleting, e.created_at, e.updated_at, b.protected, p.settings
+SELECT e.id, e.project_id, e.branch_id, e.name, e.region_id, e.type, e.min_cu, e.max_cu, e.provisioner, e.pg_settings, e.pooler_enabled, e.suspend_timeout, e.disabled, e.state, e.pending_state, e.last_active, e.started_at, e.suspended_at, e.deleting, e.created_at, e.updated_at, e.preload, b.protected, p.settings
 FROM endpoints e JOIN branches b ON b.id = e.branch_id JOIN projects p ON p.id = e.project_id
 WHERE e.id = $1 AND NOT e.deleting
 `
@@ -186,6 +188,7 @@ func (q *Queries) GetEndpointAccess(ctx context.Context, id string) (GetEndpoint
 		&i.Endpoint.Deleting,
 		&i.Endpoint.CreatedAt,
 		&i.Endpoint.UpdatedAt,
+		&i.Endpoint.Preload,
 		&i.Protected,
 		&i.Settings,
 	)
@@ -194,8 +197,8 @@ func (q *Queries) GetEndpointAccess(ctx context.Context, id string) (GetEndpoint
 
 const insertEndpoint = `-- name: InsertEndpoint :one
 INSERT INTO endpoints (id, project_id, branch_id, name, region_id, type, min_cu, max_cu, provisioner, pg_settings, pooler_enabled,
-    suspend_timeout, disabled, state, pending_state)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) RETURNING id, project_id, branch_id, name, region_id, type, min_cu, max_cu, provisioner, pg_settings, pooler_enabled, suspend_timeout, disabled, state, pending_state, last_active, started_at, suspended_at, deleting, created_at, updated_at
+    suspend_timeout, disabled, state, pending_state, preload)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) RETURNING id, project_id, branch_id, name, region_id, type, min_cu, max_cu, provisioner, pg_settings, pooler_enabled, suspend_timeout, disabled, state, pending_state, last_active, started_at, suspended_at, deleting, created_at, updated_at, preload
 `
 
 type InsertEndpointParams struct {
@@ -214,6 +217,7 @@ type InsertEndpointParams struct {
 	Disabled       bool
 	State          string
 	PendingState   string
+	Preload        json.RawMessage
 }
 
 func (q *Queries) InsertEndpoint(ctx context.Context, arg InsertEndpointParams) (Endpoint, error) {
@@ -233,6 +237,7 @@ func (q *Queries) InsertEndpoint(ctx context.Context, arg InsertEndpointParams) 
 		arg.Disabled,
 		arg.State,
 		arg.PendingState,
+		arg.Preload,
 	)
 	var i Endpoint
 	err := row.Scan(
@@ -257,12 +262,13 @@ func (q *Queries) InsertEndpoint(ctx context.Context, arg InsertEndpointParams) 
 		&i.Deleting,
 		&i.CreatedAt,
 		&i.UpdatedAt,
+		&i.Preload,
 	)
 	return i, err
 }
 
 const listActiveEndpoints = `-- name: ListActiveEndpoints :many
-SELECT id, project_id, branch_id, name, region_id, type, min_cu, max_cu, provisioner, pg_settings, pooler_enabled, suspend_timeout, disabled, state, pending_state, last_active, started_at, suspended_at, deleting, created_at, updated_at FROM endpoints WHERE state = 'active' OR pending_state <> ''
+SELECT id, project_id, branch_id, name, region_id, type, min_cu, max_cu, provisioner, pg_settings, pooler_enabled, suspend_timeout, disabled, state, pending_state, last_active, started_at, suspended_at, deleting, created_at, updated_at, preload FROM endpoints WHERE state = 'active' OR pending_state <> ''
 `
 
 func (q *Queries) ListActiveEndpoints(ctx context.Context) ([]Endpoint, error) {
@@ -296,6 +302,7 @@ func (q *Queries) ListActiveEndpoints(ctx context.Context) ([]Endpoint, error) {
 			&i.Deleting,
 			&i.CreatedAt,
 			&i.UpdatedAt,
+			&i.Preload,
 		); err != nil {
 			return nil, err
 		}
@@ -308,7 +315,7 @@ func (q *Queries) ListActiveEndpoints(ctx context.Context) ([]Endpoint, error) {
 }
 
 const listBranchEndpoints = `-- name: ListBranchEndpoints :many
-SELECT id, project_id, branch_id, name, region_id, type, min_cu, max_cu, provisioner, pg_settings, pooler_enabled, suspend_timeout, disabled, state, pending_state, last_active, started_at, suspended_at, deleting, created_at, updated_at FROM endpoints WHERE branch_id = $1 ORDER BY created_at, id
+SELECT id, project_id, branch_id, name, region_id, type, min_cu, max_cu, provisioner, pg_settings, pooler_enabled, suspend_timeout, disabled, state, pending_state, last_active, started_at, suspended_at, deleting, created_at, updated_at, preload FROM endpoints WHERE branch_id = $1 ORDER BY created_at, id
 `
 
 func (q *Queries) ListBranchEndpoints(ctx context.Context, branchID string) ([]Endpoint, error) {
@@ -342,6 +349,7 @@ func (q *Queries) ListBranchEndpoints(ctx context.Context, branchID string) ([]E
 			&i.Deleting,
 			&i.CreatedAt,
 			&i.UpdatedAt,
+			&i.Preload,
 		); err != nil {
 			return nil, err
 		}
@@ -354,7 +362,7 @@ func (q *Queries) ListBranchEndpoints(ctx context.Context, branchID string) ([]E
 }
 
 const listEndpoints = `-- name: ListEndpoints :many
-SELECT id, project_id, branch_id, name, region_id, type, min_cu, max_cu, provisioner, pg_settings, pooler_enabled, suspend_timeout, disabled, state, pending_state, last_active, started_at, suspended_at, deleting, created_at, updated_at FROM endpoints
+SELECT id, project_id, branch_id, name, region_id, type, min_cu, max_cu, provisioner, pg_settings, pooler_enabled, suspend_timeout, disabled, state, pending_state, last_active, started_at, suspended_at, deleting, created_at, updated_at, preload FROM endpoints
 WHERE project_id = $1 AND ($2::text = '' OR branch_id = $2::text) AND NOT deleting ORDER BY created_at DESC, id
 `
 
@@ -394,6 +402,7 @@ func (q *Queries) ListEndpoints(ctx context.Context, arg ListEndpointsParams) ([
 			&i.Deleting,
 			&i.CreatedAt,
 			&i.UpdatedAt,
+			&i.Preload,
 		); err != nil {
 			return nil, err
 		}
@@ -435,7 +444,7 @@ func (q *Queries) ListHandles(ctx context.Context) ([]Handle, error) {
 }
 
 const lockEndpoint = `-- name: LockEndpoint :one
-SELECT id, project_id, branch_id, name, region_id, type, min_cu, max_cu, provisioner, pg_settings, pooler_enabled, suspend_timeout, disabled, state, pending_state, last_active, started_at, suspended_at, deleting, created_at, updated_at FROM endpoints WHERE id = $1 AND NOT deleting FOR NO KEY UPDATE
+SELECT id, project_id, branch_id, name, region_id, type, min_cu, max_cu, provisioner, pg_settings, pooler_enabled, suspend_timeout, disabled, state, pending_state, last_active, started_at, suspended_at, deleting, created_at, updated_at, preload FROM endpoints WHERE id = $1 AND NOT deleting FOR NO KEY UPDATE
 `
 
 func (q *Queries) LockEndpoint(ctx context.Context, id string) (Endpoint, error) {
@@ -463,12 +472,13 @@ func (q *Queries) LockEndpoint(ctx context.Context, id string) (Endpoint, error)
 		&i.Deleting,
 		&i.CreatedAt,
 		&i.UpdatedAt,
+		&i.Preload,
 	)
 	return i, err
 }
 
 const markEndpointDeleting = `-- name: MarkEndpointDeleting :one
-UPDATE endpoints SET deleting = true, pending_state = 'idle', updated_at = now() WHERE id = $1 RETURNING id, project_id, branch_id, name, region_id, type, min_cu, max_cu, provisioner, pg_settings, pooler_enabled, suspend_timeout, disabled, state, pending_state, last_active, started_at, suspended_at, deleting, created_at, updated_at
+UPDATE endpoints SET deleting = true, pending_state = 'idle', updated_at = now() WHERE id = $1 RETURNING id, project_id, branch_id, name, region_id, type, min_cu, max_cu, provisioner, pg_settings, pooler_enabled, suspend_timeout, disabled, state, pending_state, last_active, started_at, suspended_at, deleting, created_at, updated_at, preload
 `
 
 func (q *Queries) MarkEndpointDeleting(ctx context.Context, id string) (Endpoint, error) {
@@ -496,6 +506,7 @@ func (q *Queries) MarkEndpointDeleting(ctx context.Context, id string) (Endpoint
 		&i.Deleting,
 		&i.CreatedAt,
 		&i.UpdatedAt,
+		&i.Preload,
 	)
 	return i, err
 }
@@ -517,7 +528,7 @@ func (q *Queries) SaveHandle(ctx context.Context, arg SaveHandleParams) error {
 }
 
 const setEndpointPending = `-- name: SetEndpointPending :one
-UPDATE endpoints SET pending_state = $2, updated_at = now() WHERE id = $1 RETURNING id, project_id, branch_id, name, region_id, type, min_cu, max_cu, provisioner, pg_settings, pooler_enabled, suspend_timeout, disabled, state, pending_state, last_active, started_at, suspended_at, deleting, created_at, updated_at
+UPDATE endpoints SET pending_state = $2, updated_at = now() WHERE id = $1 RETURNING id, project_id, branch_id, name, region_id, type, min_cu, max_cu, provisioner, pg_settings, pooler_enabled, suspend_timeout, disabled, state, pending_state, last_active, started_at, suspended_at, deleting, created_at, updated_at, preload
 `
 
 type SetEndpointPendingParams struct {
@@ -550,6 +561,7 @@ func (q *Queries) SetEndpointPending(ctx context.Context, arg SetEndpointPending
 		&i.Deleting,
 		&i.CreatedAt,
 		&i.UpdatedAt,
+		&i.Preload,
 	)
 	return i, err
 }
@@ -570,8 +582,8 @@ func (q *Queries) TouchEndpoint(ctx context.Context, arg TouchEndpointParams) er
 
 const updateEndpoint = `-- name: UpdateEndpoint :one
 UPDATE endpoints SET name = $2, min_cu = $3, max_cu = $4, provisioner = $5, pg_settings = $6, pooler_enabled = $7,
-    suspend_timeout = $8, disabled = $9, updated_at = now()
-WHERE id = $1 RETURNING id, project_id, branch_id, name, region_id, type, min_cu, max_cu, provisioner, pg_settings, pooler_enabled, suspend_timeout, disabled, state, pending_state, last_active, started_at, suspended_at, deleting, created_at, updated_at
+    suspend_timeout = $8, disabled = $9, preload = $10, updated_at = now()
+WHERE id = $1 RETURNING id, project_id, branch_id, name, region_id, type, min_cu, max_cu, provisioner, pg_settings, pooler_enabled, suspend_timeout, disabled, state, pending_state, last_active, started_at, suspended_at, deleting, created_at, updated_at, preload
 `
 
 type UpdateEndpointParams struct {
@@ -584,6 +596,7 @@ type UpdateEndpointParams struct {
 	PoolerEnabled  bool
 	SuspendTimeout int64
 	Disabled       bool
+	Preload        json.RawMessage
 }
 
 func (q *Queries) UpdateEndpoint(ctx context.Context, arg UpdateEndpointParams) (Endpoint, error) {
@@ -597,6 +610,7 @@ func (q *Queries) UpdateEndpoint(ctx context.Context, arg UpdateEndpointParams) 
 		arg.PoolerEnabled,
 		arg.SuspendTimeout,
 		arg.Disabled,
+		arg.Preload,
 	)
 	var i Endpoint
 	err := row.Scan(
@@ -621,6 +635,7 @@ func (q *Queries) UpdateEndpoint(ctx context.Context, arg UpdateEndpointParams) 
 		&i.Deleting,
 		&i.CreatedAt,
 		&i.UpdatedAt,
+		&i.Preload,
 	)
 	return i, err
 }

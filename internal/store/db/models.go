@@ -98,6 +98,8 @@ type Endpoint struct {
 	Deleting       bool
 	CreatedAt      time.Time
 	UpdatedAt      time.Time
+	// libraries of its own; null: those of the project
+	Preload json.RawMessage
 }
 
 // the compute driver's handles of running computes; compute_id is an endpoint's id, or a branch's while work on it needs a compute of its own

@@ -1,7 +1,7 @@
 -- name: InsertEndpoint :one
 INSERT INTO endpoints (id, project_id, branch_id, name, region_id, type, min_cu, max_cu, provisioner, pg_settings, pooler_enabled,
-    suspend_timeout, disabled, state, pending_state)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) RETURNING *;
+    suspend_timeout, disabled, state, pending_state, preload)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) RETURNING *;
 
 -- name: GetEndpoint :one
 SELECT * FROM endpoints WHERE id = $1 AND NOT deleting;
@@ -21,7 +21,7 @@ SELECT * FROM endpoints WHERE branch_id = $1 ORDER BY created_at, id;
 
 -- name: UpdateEndpoint :one
 UPDATE endpoints SET name = $2, min_cu = $3, max_cu = $4, provisioner = $5, pg_settings = $6, pooler_enabled = $7,
-    suspend_timeout = $8, disabled = $9, updated_at = now()
+    suspend_timeout = $8, disabled = $9, preload = $10, updated_at = now()
 WHERE id = $1 RETURNING *;
 
 -- name: SetEndpointPending :one
