@@ -19,6 +19,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"golang.org/x/sys/unix"
 
 	"github.com/boughdb/bough/internal/core"
 )
@@ -186,10 +187,11 @@ func (i *Inspector) dryRun(ctx context.Context, o ConfigOptions, clusterDir stri
 	args := []string{"-C", "shared_buffers"}
 	full := o.Build.Major >= 15 && clusterDir != ""
 	if full {
-		dir, err := i.scratch(o.Build, clusterDir)
+		dir, release, err := i.scratch(ctx, o.Build, clusterDir)
 		if err != nil {
 			return err
 		}
+		defer release()
 		args = []string{"-C", "shared_memory_size", "-D", dir}
 	} else {
 		args = append(args, standalone...)
@@ -237,18 +239,48 @@ func estimateShared(settings []Setting) int64 {
 }
 
 // scratch is a folder that passes for a data directory as far as the dry run reads it: the version and the control file of a
-// real one.
-func (i *Inspector) scratch(b Build, clusterDir string) (string, error) {
+// real one. PostgreSQL takes it for its own, so it is the caller's alone until release, also among servers that share a data
+// directory.
+func (i *Inspector) scratch(ctx context.Context, b Build, clusterDir string) (dir string, release func(), err error) {
 	const op = "postgres.check_settings"
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	dir := filepath.Join(i.dir, "check-"+strconv.Itoa(b.Major))
+	dir = filepath.Join(i.dir, "check-"+strconv.Itoa(b.Major))
+	if err := os.MkdirAll(i.dir, 0o755); err != nil {
+		return "", nil, core.Wrap(err, op, "")
+	}
+	lock, err := os.OpenFile(dir+".lock", os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return "", nil, core.Wrap(err, op, "")
+	}
+	release = func() { _ = lock.Close() } // gives the lock back
+	for {
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			release()
+			return "", nil, ctx.Err()
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+	if err == nil {
+		err = i.fillScratch(dir, clusterDir)
+	}
+	if err != nil {
+		release()
+		return "", nil, core.Wrap(err, op, "")
+	}
+	return dir, release, nil
+}
+
+func (i *Inspector) fillScratch(dir, clusterDir string) error {
 	if _, err := os.Stat(filepath.Join(dir, "postgresql.conf")); err == nil { // written last
-		return dir, nil
+		return nil
 	}
 	for _, d := range []string{dir, filepath.Join(dir, "global")} {
 		if err := OwnedDir(d, i.cred); err != nil {
-			return "", core.Wrap(err, op, "")
+			return err
 		}
 	}
 	for _, name := range []string{"PG_VERSION", "global/pg_control", "postgresql.conf"} {
@@ -260,10 +292,10 @@ func (i *Inspector) scratch(b Build, clusterDir string) (string, error) {
 			err = replaceFile(filepath.Join(dir, name), content, i.cred, false)
 		}
 		if err != nil {
-			return "", core.Wrap(err, op, "")
+			return err
 		}
 	}
-	return dir, nil
+	return nil
 }
 
 var (

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/boughdb/bough/internal/core"
@@ -41,6 +42,15 @@ func TestInspector(t *testing.T) {
 			t.Errorf("%v: %v", ok, err)
 		}
 	}
+	var group sync.WaitGroup
+	for range 12 { // each believes that the data directory is its own
+		group.Go(func() {
+			if err := check(map[string]string{"work_mem": "64MB"}); err != nil {
+				t.Errorf("side by side: %v", err)
+			}
+		})
+	}
+	group.Wait()
 	for _, bad := range []struct{ name, value, says string }{
 		{"no_such_setting", "1", `PostgreSQL ` + fmt.Sprint(b.Major) + ` has no setting "no_such_setting"`},
 		{"work mem", "1", "not a setting's name"},
