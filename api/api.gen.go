@@ -634,6 +634,25 @@ type BranchRestrictedAction struct {
 	Reason string `json:"reason"`
 }
 
+// BranchSchema defines model for BranchSchema.
+type BranchSchema struct {
+	JSON *BranchSchemaTables `json:"json,omitempty"`
+
+	// SQL Statements; absent when json was asked for.
+	SQL *string `json:"sql,omitempty"`
+}
+
+// BranchSchemaComparison defines model for BranchSchemaComparison.
+type BranchSchemaComparison struct {
+	// Diff Unified; empty when the schemas are equal.
+	Diff *string `json:"diff,omitempty"`
+}
+
+// BranchSchemaTables defines model for BranchSchemaTables.
+type BranchSchemaTables struct {
+	Tables []SchemaTable `json:"tables"`
+}
+
 // BranchSortField defines model for BranchSortField.
 type BranchSortField string
 
@@ -1516,6 +1535,38 @@ type RoleResponse struct {
 	Role Role `json:"role"`
 }
 
+// SchemaColumn defines model for SchemaColumn.
+type SchemaColumn struct {
+	// Generated Computed from other columns.
+	Generated *bool  `json:"generated,omitempty"`
+	Name      string `json:"name"`
+	Nullable  *bool  `json:"nullable,omitempty"`
+	Type      string `json:"type"`
+}
+
+// SchemaConstraint defines model for SchemaConstraint.
+type SchemaConstraint struct {
+	Columns         []string         `json:"columns"`
+	Name            *string          `json:"name,omitempty"`
+	ReferencedTable *SchemaReference `json:"referenced_table,omitempty"`
+	Type            string           `json:"type"`
+}
+
+// SchemaReference defines model for SchemaReference.
+type SchemaReference struct {
+	Columns []string `json:"columns"`
+	Schema  string   `json:"schema"`
+	Table   string   `json:"table"`
+}
+
+// SchemaTable defines model for SchemaTable.
+type SchemaTable struct {
+	Columns     []SchemaColumn      `json:"columns"`
+	Constraints *[]SchemaConstraint `json:"constraints,omitempty"`
+	Name        string              `json:"name"`
+	Schema      string              `json:"schema"`
+}
+
 // SharedProjectList defines model for SharedProjectList.
 type SharedProjectList struct {
 	Pagination            *Pagination       `json:"pagination,omitempty"`
@@ -1637,6 +1688,42 @@ type CountProjectBranchesParams struct {
 type DeleteProjectBranchParams struct {
 	// HardDelete Give up the days in which it could be brought back.
 	HardDelete *bool `form:"hard_delete,omitempty" json:"hard_delete,omitempty"`
+}
+
+// GetProjectBranchSchemaComparisonParams defines parameters for GetProjectBranchSchemaComparison.
+type GetProjectBranchSchemaComparisonParams struct {
+	// BaseBranchID What to compare with. Default: the parent.
+	BaseBranchID *ResourceID `form:"base_branch_id,omitempty" json:"base_branch_id,omitempty"`
+
+	// DBName The database.
+	DBName string `form:"db_name" json:"db_name"`
+
+	// LSN The branch as it was at this position. Default: as it is now.
+	LSN *string `form:"lsn,omitempty" json:"lsn,omitempty"`
+
+	// Timestamp The branch as it was at this time; not together with `lsn`.
+	Timestamp *Timestamp `form:"timestamp,omitempty" json:"timestamp,omitempty"`
+
+	// BaseLSN The base as it was at this position. Default: as it is now.
+	BaseLSN *string `form:"base_lsn,omitempty" json:"base_lsn,omitempty"`
+
+	// BaseTimestamp The base as it was at this time; not together with `base_lsn`.
+	BaseTimestamp *Timestamp `form:"base_timestamp,omitempty" json:"base_timestamp,omitempty"`
+}
+
+// GetProjectBranchSchemaParams defines parameters for GetProjectBranchSchema.
+type GetProjectBranchSchemaParams struct {
+	// DBName The database.
+	DBName string `form:"db_name" json:"db_name"`
+
+	// LSN As it was at this position. Default: as it is now.
+	LSN *string `form:"lsn,omitempty" json:"lsn,omitempty"`
+
+	// Timestamp As it was at this time; not together with `lsn`.
+	Timestamp *Timestamp `form:"timestamp,omitempty" json:"timestamp,omitempty"`
+
+	// Format `sql`: the statements that make it. `json`: its tables, their columns and keys.
+	Format *string `form:"format,omitempty" json:"format,omitempty"`
 }
 
 // GetConnectionURIParams defines parameters for GetConnectionURI.
@@ -2020,6 +2107,11 @@ type ClientInterface interface {
 	// Corresponds with PATCH /projects/{project_id}/branches/{branch_id} (the `UpdateProjectBranch` operationId).
 	UpdateProjectBranch(ctx context.Context, projectID ProjectID, branchID BranchID, body UpdateProjectBranchJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// GetProjectBranchSchemaComparison Compare a database's schema with that of another branch
+	//
+	// Corresponds with GET /projects/{project_id}/branches/{branch_id}/compare_schema (the `GetProjectBranchSchemaComparison` operationId).
+	GetProjectBranchSchemaComparison(ctx context.Context, projectID ProjectID, branchID BranchID, params *GetProjectBranchSchemaComparisonParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListProjectBranchDatabases List the databases of a branch
 	//
 	// Corresponds with GET /projects/{project_id}/branches/{branch_id}/databases (the `ListProjectBranchDatabases` operationId).
@@ -2106,6 +2198,13 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /projects/{project_id}/branches/{branch_id}/roles/{role_name}/reveal_password (the `GetProjectBranchRolePassword` operationId).
 	GetProjectBranchRolePassword(ctx context.Context, projectID ProjectID, branchID BranchID, roleName RoleName, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetProjectBranchSchema Show the definitions of everything in a database
+	//
+	// A sleeping compute wakes for it. It takes PostgreSQL's program pg_dump on the server's machine, at least of the project's version; `json` does not.
+	//
+	// Corresponds with GET /projects/{project_id}/branches/{branch_id}/schema (the `GetProjectBranchSchema` operationId).
+	GetProjectBranchSchema(ctx context.Context, projectID ProjectID, branchID BranchID, params *GetProjectBranchSchemaParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// SetDefaultProjectBranch Make a branch the project's default branch
 	//
@@ -2882,6 +2981,21 @@ func (c *Client) UpdateProjectBranch(ctx context.Context, projectID ProjectID, b
 	return c.Client.Do(req)
 }
 
+// GetProjectBranchSchemaComparison Compare a database's schema with that of another branch
+//
+// Corresponds with GET /projects/{project_id}/branches/{branch_id}/compare_schema (the `GetProjectBranchSchemaComparison` operationId).
+func (c *Client) GetProjectBranchSchemaComparison(ctx context.Context, projectID ProjectID, branchID BranchID, params *GetProjectBranchSchemaComparisonParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetProjectBranchSchemaComparisonRequest(c.Server, projectID, branchID, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ListProjectBranchDatabases List the databases of a branch
 //
 // Corresponds with GET /projects/{project_id}/branches/{branch_id}/databases (the `ListProjectBranchDatabases` operationId).
@@ -3109,6 +3223,23 @@ func (c *Client) ResetProjectBranchRolePassword(ctx context.Context, projectID P
 // Corresponds with GET /projects/{project_id}/branches/{branch_id}/roles/{role_name}/reveal_password (the `GetProjectBranchRolePassword` operationId).
 func (c *Client) GetProjectBranchRolePassword(ctx context.Context, projectID ProjectID, branchID BranchID, roleName RoleName, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetProjectBranchRolePasswordRequest(c.Server, projectID, branchID, roleName)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetProjectBranchSchema Show the definitions of everything in a database
+//
+// A sleeping compute wakes for it. It takes PostgreSQL's program pg_dump on the server's machine, at least of the project's version; `json` does not.
+//
+// Corresponds with GET /projects/{project_id}/branches/{branch_id}/schema (the `GetProjectBranchSchema` operationId).
+func (c *Client) GetProjectBranchSchema(ctx context.Context, projectID ProjectID, branchID BranchID, params *GetProjectBranchSchemaParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetProjectBranchSchemaRequest(c.Server, projectID, branchID, params)
 	if err != nil {
 		return nil, err
 	}
@@ -5042,6 +5173,130 @@ func NewUpdateProjectBranchRequestWithBody(server string, projectID ProjectID, b
 	return req, nil
 }
 
+// NewGetProjectBranchSchemaComparisonRequest constructs an http.Request for the GetProjectBranchSchemaComparison method
+func NewGetProjectBranchSchemaComparisonRequest(server string, projectID ProjectID, branchID BranchID, params *GetProjectBranchSchemaComparisonParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "project_id", projectID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "branch_id", branchID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/projects/%s/branches/%s/compare_schema", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.BaseBranchID != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "base_branch_id", *params.BaseBranchID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "db_name", params.DBName, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if params.LSN != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "lsn", *params.LSN, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Timestamp != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "timestamp", *params.Timestamp, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.BaseLSN != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "base_lsn", *params.BaseLSN, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.BaseTimestamp != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "base_timestamp", *params.BaseTimestamp, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewListProjectBranchDatabasesRequest constructs an http.Request for the ListProjectBranchDatabases method
 func NewListProjectBranchDatabasesRequest(server string, projectID ProjectID, branchID BranchID) (*http.Request, error) {
 	var err error
@@ -5612,6 +5867,106 @@ func NewGetProjectBranchRolePasswordRequest(server string, projectID ProjectID, 
 	queryURL, err := serverURL.Parse(operationPath)
 	if err != nil {
 		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetProjectBranchSchemaRequest constructs an http.Request for the GetProjectBranchSchema method
+func NewGetProjectBranchSchemaRequest(server string, projectID ProjectID, branchID BranchID, params *GetProjectBranchSchemaParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "project_id", projectID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "branch_id", branchID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/projects/%s/branches/%s/schema", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "db_name", params.DBName, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if params.LSN != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "lsn", *params.LSN, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Timestamp != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "timestamp", *params.Timestamp, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Format != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "format", *params.Format, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
 	}
 
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
@@ -7014,6 +7369,13 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with PATCH /projects/{project_id}/branches/{branch_id} (the `UpdateProjectBranch` operationId).
 	UpdateProjectBranchWithResponse(ctx context.Context, projectID ProjectID, branchID BranchID, body UpdateProjectBranchJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateProjectBranchResp, error)
 
+	// GetProjectBranchSchemaComparisonWithResponse Compare a database's schema with that of another branch
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /projects/{project_id}/branches/{branch_id}/compare_schema (the `GetProjectBranchSchemaComparison` operationId).
+	GetProjectBranchSchemaComparisonWithResponse(ctx context.Context, projectID ProjectID, branchID BranchID, params *GetProjectBranchSchemaComparisonParams, reqEditors ...RequestEditorFn) (*GetProjectBranchSchemaComparisonResp, error)
+
 	// ListProjectBranchDatabasesWithResponse List the databases of a branch
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -7118,6 +7480,15 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /projects/{project_id}/branches/{branch_id}/roles/{role_name}/reveal_password (the `GetProjectBranchRolePassword` operationId).
 	GetProjectBranchRolePasswordWithResponse(ctx context.Context, projectID ProjectID, branchID BranchID, roleName RoleName, reqEditors ...RequestEditorFn) (*GetProjectBranchRolePasswordResp, error)
+
+	// GetProjectBranchSchemaWithResponse Show the definitions of everything in a database
+	//
+	// A sleeping compute wakes for it. It takes PostgreSQL's program pg_dump on the server's machine, at least of the project's version; `json` does not.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /projects/{project_id}/branches/{branch_id}/schema (the `GetProjectBranchSchema` operationId).
+	GetProjectBranchSchemaWithResponse(ctx context.Context, projectID ProjectID, branchID BranchID, params *GetProjectBranchSchemaParams, reqEditors ...RequestEditorFn) (*GetProjectBranchSchemaResp, error)
 
 	// SetDefaultProjectBranchWithResponse Make a branch the project's default branch
 	//
@@ -8681,6 +9052,54 @@ func (r UpdateProjectBranchResp) ContentType() string {
 	return ""
 }
 
+type GetProjectBranchSchemaComparisonResp struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *BranchSchemaComparison
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetProjectBranchSchemaComparisonResp) GetJSON200() *BranchSchemaComparison {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r GetProjectBranchSchemaComparisonResp) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetProjectBranchSchemaComparisonResp) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetProjectBranchSchemaComparisonResp) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetProjectBranchSchemaComparisonResp) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetProjectBranchSchemaComparisonResp) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type ListProjectBranchDatabasesResp struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -9251,6 +9670,54 @@ func (r GetProjectBranchRolePasswordResp) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r GetProjectBranchRolePasswordResp) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetProjectBranchSchemaResp struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *BranchSchema
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetProjectBranchSchemaResp) GetJSON200() *BranchSchema {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r GetProjectBranchSchemaResp) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetProjectBranchSchemaResp) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetProjectBranchSchemaResp) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetProjectBranchSchemaResp) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetProjectBranchSchemaResp) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -10883,6 +11350,19 @@ func (c *ClientWithResponses) UpdateProjectBranchWithResponse(ctx context.Contex
 	return ParseUpdateProjectBranchResp(rsp)
 }
 
+// GetProjectBranchSchemaComparisonWithResponse Compare a database's schema with that of another branch
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /projects/{project_id}/branches/{branch_id}/compare_schema (the `GetProjectBranchSchemaComparison` operationId).
+func (c *ClientWithResponses) GetProjectBranchSchemaComparisonWithResponse(ctx context.Context, projectID ProjectID, branchID BranchID, params *GetProjectBranchSchemaComparisonParams, reqEditors ...RequestEditorFn) (*GetProjectBranchSchemaComparisonResp, error) {
+	rsp, err := c.GetProjectBranchSchemaComparison(ctx, projectID, branchID, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetProjectBranchSchemaComparisonResp(rsp)
+}
+
 // ListProjectBranchDatabasesWithResponse List the databases of a branch
 //
 // Returns a wrapper object for the known response body format(s).
@@ -11076,6 +11556,21 @@ func (c *ClientWithResponses) GetProjectBranchRolePasswordWithResponse(ctx conte
 		return nil, err
 	}
 	return ParseGetProjectBranchRolePasswordResp(rsp)
+}
+
+// GetProjectBranchSchemaWithResponse Show the definitions of everything in a database
+//
+// A sleeping compute wakes for it. It takes PostgreSQL's program pg_dump on the server's machine, at least of the project's version; `json` does not.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /projects/{project_id}/branches/{branch_id}/schema (the `GetProjectBranchSchema` operationId).
+func (c *ClientWithResponses) GetProjectBranchSchemaWithResponse(ctx context.Context, projectID ProjectID, branchID BranchID, params *GetProjectBranchSchemaParams, reqEditors ...RequestEditorFn) (*GetProjectBranchSchemaResp, error) {
+	rsp, err := c.GetProjectBranchSchema(ctx, projectID, branchID, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetProjectBranchSchemaResp(rsp)
 }
 
 // SetDefaultProjectBranchWithResponse Make a branch the project's default branch
@@ -12408,6 +12903,39 @@ func ParseUpdateProjectBranchResp(rsp *http.Response) (*UpdateProjectBranchResp,
 	return response, nil
 }
 
+// ParseGetProjectBranchSchemaComparisonResp parses an HTTP response from a GetProjectBranchSchemaComparisonWithResponse call
+func ParseGetProjectBranchSchemaComparisonResp(rsp *http.Response) (*GetProjectBranchSchemaComparisonResp, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetProjectBranchSchemaComparisonResp{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest BranchSchemaComparison
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseListProjectBranchDatabasesResp parses an HTTP response from a ListProjectBranchDatabasesWithResponse call
 func ParseListProjectBranchDatabasesResp(rsp *http.Response) (*ListProjectBranchDatabasesResp, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -12793,6 +13321,39 @@ func ParseGetProjectBranchRolePasswordResp(rsp *http.Response) (*GetProjectBranc
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest RolePasswordResponse
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetProjectBranchSchemaResp parses an HTTP response from a GetProjectBranchSchemaWithResponse call
+func ParseGetProjectBranchSchemaResp(rsp *http.Response) (*GetProjectBranchSchemaResp, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetProjectBranchSchemaResp{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest BranchSchema
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}
@@ -13687,6 +14248,9 @@ type ServerInterface interface {
 	// UpdateProjectBranch Rename or protect a branch, or change when it expires
 	// (PATCH /projects/{project_id}/branches/{branch_id})
 	UpdateProjectBranch(w http.ResponseWriter, r *http.Request, projectID ProjectID, branchID BranchID)
+	// GetProjectBranchSchemaComparison Compare a database's schema with that of another branch
+	// (GET /projects/{project_id}/branches/{branch_id}/compare_schema)
+	GetProjectBranchSchemaComparison(w http.ResponseWriter, r *http.Request, projectID ProjectID, branchID BranchID, params GetProjectBranchSchemaComparisonParams)
 	// ListProjectBranchDatabases List the databases of a branch
 	// (GET /projects/{project_id}/branches/{branch_id}/databases)
 	ListProjectBranchDatabases(w http.ResponseWriter, r *http.Request, projectID ProjectID, branchID BranchID)
@@ -13723,6 +14287,9 @@ type ServerInterface interface {
 	// GetProjectBranchRolePassword Show a role's password; 412 when the project does not store passwords
 	// (GET /projects/{project_id}/branches/{branch_id}/roles/{role_name}/reveal_password)
 	GetProjectBranchRolePassword(w http.ResponseWriter, r *http.Request, projectID ProjectID, branchID BranchID, roleName RoleName)
+	// GetProjectBranchSchema Show the definitions of everything in a database
+	// (GET /projects/{project_id}/branches/{branch_id}/schema)
+	GetProjectBranchSchema(w http.ResponseWriter, r *http.Request, projectID ProjectID, branchID BranchID, params GetProjectBranchSchemaParams)
 	// SetDefaultProjectBranch Make a branch the project's default branch
 	// (POST /projects/{project_id}/branches/{branch_id}/set_as_default)
 	SetDefaultProjectBranch(w http.ResponseWriter, r *http.Request, projectID ProjectID, branchID BranchID)
@@ -14835,6 +15402,122 @@ func (siw *ServerInterfaceWrapper) UpdateProjectBranch(w http.ResponseWriter, r 
 	handler.ServeHTTP(w, r)
 }
 
+// GetProjectBranchSchemaComparison operation middleware
+func (siw *ServerInterfaceWrapper) GetProjectBranchSchemaComparison(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "project_id" -------------
+	var projectID ProjectID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "project_id", r.PathValue("project_id"), &projectID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "project_id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "branch_id" -------------
+	var branchID BranchID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "branch_id", r.PathValue("branch_id"), &branchID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "branch_id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetProjectBranchSchemaComparisonParams
+
+	// ------------- Optional query parameter "base_branch_id" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "base_branch_id", r.URL.Query(), &params.BaseBranchID, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "base_branch_id"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "base_branch_id", Err: err})
+		}
+		return
+	}
+
+	// ------------- Required query parameter "db_name" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "db_name", r.URL.Query(), &params.DBName, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "db_name"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "db_name", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "lsn" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "lsn", r.URL.Query(), &params.LSN, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "lsn"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "lsn", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "timestamp" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "timestamp", r.URL.Query(), &params.Timestamp, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "timestamp"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "timestamp", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "base_lsn" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "base_lsn", r.URL.Query(), &params.BaseLSN, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "base_lsn"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "base_lsn", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "base_timestamp" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "base_timestamp", r.URL.Query(), &params.BaseTimestamp, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "base_timestamp"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "base_timestamp", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetProjectBranchSchemaComparison(w, r, projectID, branchID, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // ListProjectBranchDatabases operation middleware
 func (siw *ServerInterfaceWrapper) ListProjectBranchDatabases(w http.ResponseWriter, r *http.Request) {
 
@@ -15309,6 +15992,96 @@ func (siw *ServerInterfaceWrapper) GetProjectBranchRolePassword(w http.ResponseW
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetProjectBranchRolePassword(w, r, projectID, branchID, roleName)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetProjectBranchSchema operation middleware
+func (siw *ServerInterfaceWrapper) GetProjectBranchSchema(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "project_id" -------------
+	var projectID ProjectID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "project_id", r.PathValue("project_id"), &projectID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "project_id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "branch_id" -------------
+	var branchID BranchID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "branch_id", r.PathValue("branch_id"), &branchID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "branch_id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetProjectBranchSchemaParams
+
+	// ------------- Required query parameter "db_name" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "db_name", r.URL.Query(), &params.DBName, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "db_name"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "db_name", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "lsn" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "lsn", r.URL.Query(), &params.LSN, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "lsn"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "lsn", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "timestamp" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "timestamp", r.URL.Query(), &params.Timestamp, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "timestamp"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "timestamp", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "format" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "format", r.URL.Query(), &params.Format, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "format"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "format", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetProjectBranchSchema(w, r, projectID, branchID, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -16247,6 +17020,8 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/projects/{project_id}/branches/{branch_id}", wrapper.GetProjectBranch)
 	m.HandleFunc(http.MethodPatch+" "+options.BaseURL+"/projects/{project_id}/branches/{branch_id}", wrapper.UpdateProjectBranch)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/projects/{project_id}/branches/{branch_id}/endpoints", wrapper.ListProjectBranchEndpoints)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/projects/{project_id}/branches/{branch_id}/schema", wrapper.GetProjectBranchSchema)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/projects/{project_id}/branches/{branch_id}/compare_schema", wrapper.GetProjectBranchSchemaComparison)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/projects/{project_id}/branches/{branch_id}/databases", wrapper.ListProjectBranchDatabases)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/projects/{project_id}/branches/{branch_id}/databases", wrapper.CreateProjectBranchDatabase)
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/projects/{project_id}/branches/{branch_id}/databases/{database_name}", wrapper.DeleteProjectBranchDatabase)
@@ -17415,6 +18190,47 @@ func (response UpdateProjectBranchdefaultJSONResponse) VisitUpdateProjectBranchR
 	return err
 }
 
+type GetProjectBranchSchemaComparisonRequestObject struct {
+	ProjectID ProjectID `json:"project_id"`
+	BranchID  BranchID  `json:"branch_id"`
+	Params    GetProjectBranchSchemaComparisonParams
+}
+
+type GetProjectBranchSchemaComparisonResponseObject interface {
+	VisitGetProjectBranchSchemaComparisonResponse(w http.ResponseWriter) error
+}
+
+type GetProjectBranchSchemaComparison200JSONResponse BranchSchemaComparison
+
+func (response GetProjectBranchSchemaComparison200JSONResponse) VisitGetProjectBranchSchemaComparisonResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetProjectBranchSchemaComparisondefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GetProjectBranchSchemaComparisondefaultJSONResponse) VisitGetProjectBranchSchemaComparisonResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ListProjectBranchDatabasesRequestObject struct {
 	ProjectID ProjectID `json:"project_id"`
 	BranchID  BranchID  `json:"branch_id"`
@@ -17910,6 +18726,47 @@ type GetProjectBranchRolePassworddefaultJSONResponse struct {
 }
 
 func (response GetProjectBranchRolePassworddefaultJSONResponse) VisitGetProjectBranchRolePasswordResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetProjectBranchSchemaRequestObject struct {
+	ProjectID ProjectID `json:"project_id"`
+	BranchID  BranchID  `json:"branch_id"`
+	Params    GetProjectBranchSchemaParams
+}
+
+type GetProjectBranchSchemaResponseObject interface {
+	VisitGetProjectBranchSchemaResponse(w http.ResponseWriter) error
+}
+
+type GetProjectBranchSchema200JSONResponse BranchSchema
+
+func (response GetProjectBranchSchema200JSONResponse) VisitGetProjectBranchSchemaResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetProjectBranchSchemadefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GetProjectBranchSchemadefaultJSONResponse) VisitGetProjectBranchSchemaResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -18962,6 +19819,9 @@ type StrictServerInterface interface {
 	// UpdateProjectBranch Rename or protect a branch, or change when it expires
 	// (PATCH /projects/{project_id}/branches/{branch_id})
 	UpdateProjectBranch(ctx context.Context, request UpdateProjectBranchRequestObject) (UpdateProjectBranchResponseObject, error)
+	// GetProjectBranchSchemaComparison Compare a database's schema with that of another branch
+	// (GET /projects/{project_id}/branches/{branch_id}/compare_schema)
+	GetProjectBranchSchemaComparison(ctx context.Context, request GetProjectBranchSchemaComparisonRequestObject) (GetProjectBranchSchemaComparisonResponseObject, error)
 	// ListProjectBranchDatabases List the databases of a branch
 	// (GET /projects/{project_id}/branches/{branch_id}/databases)
 	ListProjectBranchDatabases(ctx context.Context, request ListProjectBranchDatabasesRequestObject) (ListProjectBranchDatabasesResponseObject, error)
@@ -18998,6 +19858,9 @@ type StrictServerInterface interface {
 	// GetProjectBranchRolePassword Show a role's password; 412 when the project does not store passwords
 	// (GET /projects/{project_id}/branches/{branch_id}/roles/{role_name}/reveal_password)
 	GetProjectBranchRolePassword(ctx context.Context, request GetProjectBranchRolePasswordRequestObject) (GetProjectBranchRolePasswordResponseObject, error)
+	// GetProjectBranchSchema Show the definitions of everything in a database
+	// (GET /projects/{project_id}/branches/{branch_id}/schema)
+	GetProjectBranchSchema(ctx context.Context, request GetProjectBranchSchemaRequestObject) (GetProjectBranchSchemaResponseObject, error)
 	// SetDefaultProjectBranch Make a branch the project's default branch
 	// (POST /projects/{project_id}/branches/{branch_id}/set_as_default)
 	SetDefaultProjectBranch(ctx context.Context, request SetDefaultProjectBranchRequestObject) (SetDefaultProjectBranchResponseObject, error)
@@ -19908,6 +20771,34 @@ func (sh *strictHandler) UpdateProjectBranch(w http.ResponseWriter, r *http.Requ
 	}
 }
 
+// GetProjectBranchSchemaComparison operation middleware
+func (sh *strictHandler) GetProjectBranchSchemaComparison(w http.ResponseWriter, r *http.Request, projectID ProjectID, branchID BranchID, params GetProjectBranchSchemaComparisonParams) {
+	var request GetProjectBranchSchemaComparisonRequestObject
+
+	request.ProjectID = projectID
+	request.BranchID = branchID
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetProjectBranchSchemaComparison(ctx, request.(GetProjectBranchSchemaComparisonRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetProjectBranchSchemaComparison")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetProjectBranchSchemaComparisonResponseObject); ok {
+		if err := validResponse.VisitGetProjectBranchSchemaComparisonResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // ListProjectBranchDatabases operation middleware
 func (sh *strictHandler) ListProjectBranchDatabases(w http.ResponseWriter, r *http.Request, projectID ProjectID, branchID BranchID) {
 	var request ListProjectBranchDatabasesRequestObject
@@ -20253,6 +21144,34 @@ func (sh *strictHandler) GetProjectBranchRolePassword(w http.ResponseWriter, r *
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(GetProjectBranchRolePasswordResponseObject); ok {
 		if err := validResponse.VisitGetProjectBranchRolePasswordResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetProjectBranchSchema operation middleware
+func (sh *strictHandler) GetProjectBranchSchema(w http.ResponseWriter, r *http.Request, projectID ProjectID, branchID BranchID, params GetProjectBranchSchemaParams) {
+	var request GetProjectBranchSchemaRequestObject
+
+	request.ProjectID = projectID
+	request.BranchID = branchID
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetProjectBranchSchema(ctx, request.(GetProjectBranchSchemaRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetProjectBranchSchema")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetProjectBranchSchemaResponseObject); ok {
+		if err := validResponse.VisitGetProjectBranchSchemaResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

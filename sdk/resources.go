@@ -113,6 +113,40 @@ func (c *Client) DeleteBranch(ctx context.Context, projectID, branchID string) (
 	return answer[BranchOperations](c.api.DeleteProjectBranch(ctx, projectID, branchID, &api.DeleteProjectBranchParams{}))
 }
 
+// Schema returns the definitions of everything in a branch's database as SQL.
+func (c *Client) Schema(ctx context.Context, projectID, branchID, database string) (string, error) {
+	if err := need("project id", projectID, "branch id", branchID, "database", database); err != nil {
+		return "", err
+	}
+	out, err := answer[api.BranchSchema](c.api.GetProjectBranchSchema(ctx, projectID, branchID, &api.GetProjectBranchSchemaParams{DBName: database}))
+	if err != nil || out.SQL == nil {
+		return "", err
+	}
+	return *out.SQL, nil
+}
+
+// SchemaComparison says what to compare a branch with.
+type SchemaComparison struct {
+	Database     string
+	BaseBranchID string // "" means the parent
+}
+
+// CompareSchemas returns a unified diff from the base's schema to the branch's, "" when they are equal.
+func (c *Client) CompareSchemas(ctx context.Context, projectID, branchID string, q SchemaComparison) (string, error) {
+	if err := need("project id", projectID, "branch id", branchID, "database", q.Database); err != nil {
+		return "", err
+	}
+	p := api.GetProjectBranchSchemaComparisonParams{DBName: q.Database}
+	if q.BaseBranchID != "" {
+		p.BaseBranchID = &q.BaseBranchID
+	}
+	out, err := answer[api.BranchSchemaComparison](c.api.GetProjectBranchSchemaComparison(ctx, projectID, branchID, &p))
+	if err != nil || out.Diff == nil {
+		return "", err
+	}
+	return *out.Diff, nil
+}
+
 // BranchEndpoints lists the endpoints of a branch.
 func (c *Client) BranchEndpoints(ctx context.Context, projectID, branchID string) ([]Endpoint, error) {
 	if err := need("project id", projectID, "branch id", branchID); err != nil {

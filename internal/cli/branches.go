@@ -10,10 +10,10 @@ import (
 )
 
 func (a *app) branchesCmd() *cobra.Command {
-	return group("branches", "List, create, rename and delete branches, or let them expire",
+	return group("branches", "List, create, rename, compare and delete branches, or let them expire",
 		"A branch is an isolated copy-on-write copy of the data. Branches are named by name or id.", []string{"branch"},
 		a.branchesList(), a.branchesGet(), a.branchesCreate(), a.branchesRename(), a.branchesSetDefault(), a.branchesSetExpiration(),
-		a.branchesDelete())
+		a.branchesSchema(), a.branchesSchemaDiff(), a.branchesDelete())
 }
 
 func (a *app) branchesList() *cobra.Command {

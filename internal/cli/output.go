@@ -65,6 +65,15 @@ func (a *app) note(format string, args ...any) {
 	fmt.Fprintln(a.Err, printable(fmt.Sprintf(format, args...)))
 }
 
+// text writes lines that others have written: as they are, unless they go to a terminal.
+func (a *app) text(w io.Writer, s string) error {
+	if a.IsTTY(w) {
+		s = printableLines(s)
+	}
+	_, err := io.WriteString(w, s)
+	return err
+}
+
 func writeTable(w io.Writer, rows [][]string) error {
 	var b strings.Builder
 	tw := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
@@ -92,6 +101,15 @@ func writeTable(w io.Writer, rows [][]string) error {
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {
+			return r
+		}
+		return '�'
+	}, s)
+}
+
+func printableLines(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' || unicode.IsPrint(r) {
 			return r
 		}
 		return '�'

@@ -132,6 +132,10 @@ type builds []postgres.Build
 
 func (b builds) Find(context.Context) ([]postgres.Build, error) { return b, nil }
 
+func (b builds) Dumper(context.Context, int) (postgres.Dumper, error) {
+	return postgres.Dumper{}, core.Errorf(core.KindUnprocessable, "", "there is none")
+}
+
 func TestMaintenanceWindow(t *testing.T) {
 	for _, tc := range []struct {
 		weekdays   []int

@@ -26,6 +26,8 @@ type setup struct {
 // used all the same.
 type Builds interface {
 	Find(ctx context.Context) ([]postgres.Build, error)
+	// Dumper finds a pg_dump for a server of a major version; see postgres.Builds.
+	Dumper(ctx context.Context, server int) (postgres.Dumper, error)
 }
 
 // build finds the PostgreSQL of a major version, or of the default one for 0: KindInvalid when it is not installed.

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/boughdb/bough/internal/auth"
@@ -88,6 +89,7 @@ type Service struct {
 	drafts    sync.Map // templates that are being made
 	drift     reconciler
 	replicas  replicas
+	dumps     *semaphore.Weighted // of schemas, at once
 
 	post     Post
 	letters  chan struct{} // wakes who sends them
@@ -101,7 +103,10 @@ type Service struct {
 
 // New makes a Service. Recover must be called before anything else.
 func New(o Options) *Service {
-	return &Service{Options: o, log: o.Log, letters: make(chan struct{}, 1), expiry: make(chan struct{}, 1), drift: reconciler{nudge: make(chan struct{}, 1)}}
+	return &Service{
+		Options: o, log: o.Log, letters: make(chan struct{}, 1), expiry: make(chan struct{}, 1),
+		drift: reconciler{nudge: make(chan struct{}, 1)}, dumps: semaphore.NewWeighted(maxDumps),
+	}
 }
 
 func (a Addressing) withPort(host string) string {

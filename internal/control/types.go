@@ -189,6 +189,40 @@ type BranchCreated struct {
 	URIs       []ConnectionURI
 }
 
+// Moment is a point in a branch's history; the zero value is its head.
+type Moment struct {
+	LSN  string     // position in its WAL
+	Time *time.Time // not together with LSN
+}
+
+// SchemaParams selects a schema.
+type SchemaParams struct {
+	Database string
+	At       Moment
+	Tables   bool // a description of the tables instead of SQL
+}
+
+// Schema is one of SQL and Tables.
+type Schema struct {
+	SQL    string
+	Tables []Table
+}
+
+// What a table is described by.
+type (
+	Table      = postgres.Table
+	Column     = postgres.Column
+	Constraint = postgres.Constraint
+)
+
+// CompareParams selects what to compare.
+type CompareParams struct {
+	Database     string
+	At           Moment // of the branch
+	BaseBranchID string // "" means the parent
+	BaseAt       Moment
+}
+
 // ListBranches selects a page of branches.
 type ListBranches struct {
 	Search    string

@@ -20,6 +20,7 @@ type UseCases interface {
 	Libraries
 	Branches
 	BranchSets
+	Schemas
 	Endpoints
 	Computes
 	Databases
@@ -64,6 +65,12 @@ type Branches interface {
 type BranchSets interface {
 	CountBranches(ctx context.Context, c core.Caller, projectID, search string) (int64, error)
 	SetDefaultBranch(ctx context.Context, c core.Caller, projectID, id string) (control.BranchResult, error)
+}
+
+// Schemas are the use cases of what is defined in a branch's databases.
+type Schemas interface {
+	BranchSchema(ctx context.Context, c core.Caller, projectID, branchID string, p control.SchemaParams) (control.Schema, error)
+	CompareSchemas(ctx context.Context, c core.Caller, projectID, branchID string, p control.CompareParams) (string, error)
 }
 
 // Endpoints are the use cases of endpoints as records.

@@ -110,10 +110,6 @@ func FindBuilds(ctx context.Context, extraDirs []string) ([]Build, error) {
 func (f *Builds) Find(ctx context.Context) ([]Build, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	glob := func(pattern ...string) []string {
-		matches, _ := filepath.Glob(filepath.Join(pattern...)) // the only error is a malformed pattern
-		return matches
-	}
 	best := map[int]Build{}
 	look := func(dirs []string) {
 		newest := map[int]Build{}
@@ -130,22 +126,17 @@ func (f *Builds) Find(ctx context.Context) ([]Build, error) {
 			}
 		}
 	}
-	var named, empty []string
-	for _, extra := range f.extra {
-		dirs := append([]string{extra, filepath.Join(extra, "bin")}, glob(extra, "*", "bin")...)
+	places := f.places()
+	var empty []string
+	for i, extra := range f.extra {
 		usable := func(dir string) bool { _, ok := f.probe(ctx, dir); return ok }
-		if !slices.ContainsFunc(dirs, usable) {
+		if !slices.ContainsFunc(places.named[i], usable) {
 			empty = append(empty, extra)
 		}
-		named = append(named, dirs...)
 	}
-	look(named)
-	look(append(glob("/usr/lib/postgresql/*/bin"), filepath.SplitList(os.Getenv("PATH"))...))
-	var own []string
-	for _, home := range homes(f.home) {
-		own = append(own, glob(home, "[0-9][0-9]", "bin")...)
-	}
-	look(own)
+	look(slices.Concat(places.named...))
+	look(places.system)
+	look(places.own)
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -154,6 +145,29 @@ func (f *Builds) Find(ctx context.Context) ([]Build, error) {
 		return builds, core.Invalidf("no PostgreSQL %d to %d (postgres and initdb) in %s", MinMajor, MaxMajor, strings.Join(empty, ", "))
 	}
 	return builds, nil
+}
+
+// places are the folders that may hold PostgreSQL's programs.
+type places struct {
+	named  [][]string // for each folder that the operator named
+	system []string
+	own    []string // of `bough postgres install`
+}
+
+func (f *Builds) places() places {
+	glob := func(pattern ...string) []string {
+		matches, _ := filepath.Glob(filepath.Join(pattern...)) // the only error is a malformed pattern
+		return matches
+	}
+	var p places
+	for _, extra := range f.extra {
+		p.named = append(p.named, append([]string{extra, filepath.Join(extra, "bin")}, glob(extra, "*", "bin")...))
+	}
+	p.system = append(glob("/usr/lib/postgresql/*/bin"), filepath.SplitList(os.Getenv("PATH"))...)
+	for _, home := range homes(f.home) {
+		p.own = append(p.own, glob(home, "[0-9][0-9]", "bin")...)
+	}
+	return p
 }
 
 // probe is the build in dir, if there is one that Bough runs.
