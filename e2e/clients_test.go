@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -92,21 +93,27 @@ func TestAPIClient(t *testing.T) {
 	must(t, err)
 	script, err := filepath.Abs("clients/api-client.mjs")
 	must(t, err)
+	major := ""
+	if n, ok := dumpable(t); ok {
+		major = strconv.Itoa(n)
+	}
 	out, errs, err := runNode(t, t.TempDir(), []string{
 		"CLIENTS=" + dir, "BASE_URL=" + base, "API_KEY=" + s.admin.APIKey, "ORG_ID=" + org,
-		"OTHER_KEY=" + other, "MEMBER_KEY=" + member, "MEMBER_ORG_ID=" + theirs,
+		"OTHER_KEY=" + other, "MEMBER_KEY=" + member, "MEMBER_ORG_ID=" + theirs, "PG_MAJOR=" + major,
 	}, node, script)
 	if err != nil {
 		t.Errorf("api-client.mjs: %v\n%s%s", err, out, errs)
 	}
 	for _, id := range builtOperations(t) {
-		if !slices.Contains(w.operations(), id) {
+		if !slices.Contains(w.operations(), id) && !(major == "" && id == "getProjectBranchSchemaComparison") {
 			t.Errorf("no call of %s succeeded: add one to clients/api-client.mjs", id)
 		}
 	}
 	if t.Failed() { // there may be projects that the admin does not see
 		return
 	}
-	proved["api-client"] = w.operations()
+	if major != "" { // else it proves less than it could
+		proved["api-client"] = w.operations()
+	}
 	s.settled(t)
 }

@@ -13,8 +13,8 @@ import (
 	"github.com/boughdb/bough/sdk"
 )
 
-// schemaMajor is the newest version here whose schemas can be read.
-func schemaMajor(t *testing.T) int {
+// dumpable is the newest installed version whose schemas can be read here.
+func dumpable(t *testing.T) (major int, ok bool) {
 	t.Helper()
 	builds := postgres.NewBuilds(nil)
 	all, err := builds.Find(t.Context())
@@ -23,17 +23,20 @@ func schemaMajor(t *testing.T) int {
 	}
 	for _, b := range slices.Backward(all) {
 		if _, err := builds.Dumper(t.Context(), b.Major); err == nil {
-			return b.Major
+			return b.Major, true
 		}
 	}
-	t.Skip("needs pg_dump of an installed version of PostgreSQL")
-	return 0
+	return 0, false
 }
 
 // schemaProject makes a project whose schemas can be read.
 func schemaProject(t *testing.T, s *server) *project {
 	t.Helper()
-	return s.projectWith(t, sdk.ProjectCreate{PgVersion: new(schemaMajor(t)), DefaultEndpointSettings: suspendAfter(never)})
+	major, ok := dumpable(t)
+	if !ok {
+		t.Skip("needs pg_dump of an installed version of PostgreSQL")
+	}
+	return s.projectWith(t, sdk.ProjectCreate{PgVersion: &major, DefaultEndpointSettings: suspendAfter(never)})
 }
 
 func (p *project) schema(t *testing.T, branch string) string {

@@ -1,10 +1,11 @@
 // Calls every operation of the server through @neondatabase/api-client and looks at what each one did.
 // The environment: CLIENTS (where it is installed), BASE_URL, API_KEY (of the admin of the organization ORG_ID), OTHER_KEY (of
-// other@example.com), MEMBER_KEY (of member@example.com, a member of ORG_ID with the organization MEMBER_ORG_ID).
+// other@example.com), MEMBER_KEY (of member@example.com, a member of ORG_ID with the organization MEMBER_ORG_ID), PG_MAJOR (a
+// version that schemas can be read of; empty where there is none).
 import assert from 'node:assert/strict';
 import { createRequire } from 'node:module';
 
-const { CLIENTS, BASE_URL: baseURL, API_KEY, OTHER_KEY, MEMBER_KEY, ORG_ID: org, MEMBER_ORG_ID: theirs } = process.env;
+const { CLIENTS, BASE_URL: baseURL, API_KEY, OTHER_KEY, MEMBER_KEY, ORG_ID: org, MEMBER_ORG_ID: theirs, PG_MAJOR } = process.env;
 const { createApiClient } = createRequire(CLIENTS + '/')('@neondatabase/api-client');
 const api = createApiClient({ apiKey: API_KEY, baseURL });
 const other = createApiClient({ apiKey: OTHER_KEY, baseURL });
@@ -46,7 +47,7 @@ assert.equal((await get(api.revokeApiKey(key.id))).revoked, true);
 await fails(401, createApiClient({ apiKey: key.key, baseURL }).getCurrentUserInfo());
 
 // Projects.
-const made = await done(api.createProject({ project: { name: 'client', org_id: org, branch: { name: 'trunk', database_name: 'shop', role_name: 'keeper' } } }));
+const made = await done(api.createProject({ project: { name: 'client', org_id: org, pg_version: PG_MAJOR ? Number(PG_MAJOR) : undefined, branch: { name: 'trunk', database_name: 'shop', role_name: 'keeper' } } }));
 const project = made.project.id;
 const trunk = made.branch.id;
 assert.equal(made.branch.name, 'trunk');
@@ -74,6 +75,15 @@ assert.equal(seen.annotation.value.ticket, '17');
 await done(api.setDefaultProjectBranch(project, branch));
 assert.equal((await get(api.getProjectBranch(project, branch))).branch.default, true);
 await done(api.setDefaultProjectBranch(project, trunk));
+
+// Schemas.
+const schema = { projectId: project, branchId: branch, db_name: 'shop' };
+if (PG_MAJOR) {
+  assert.match((await get(api.getProjectBranchSchema(schema))).sql, /PostgreSQL database dump/);
+  assert.equal((await get(api.getProjectBranchSchemaComparison({ ...schema, base_branch_id: trunk }))).diff, '');
+}
+assert.deepEqual((await get(api.getProjectBranchSchema({ ...schema, format: 'json' }))).json.tables, []);
+await fails(404, api.getProjectBranchSchema({ ...schema, db_name: 'nowhere', format: 'json' }));
 
 // Endpoints.
 const main = child.endpoints[0].id;
