@@ -227,3 +227,22 @@ func (p *project) drop(t *testing.T, database string) {
 	}
 	p.s.wait(t, gone.Operations)
 }
+
+// A branch has the roles and databases that were made just before it, in its catalog and not only in the list.
+func TestBranchRightAfterANewDatabase(t *testing.T) {
+	s := start(t)
+	p := s.project(t)
+	role, err := s.CreateRole(t.Context(), p.ID, p.Branch, sdk.RoleCreate{Name: "late"})
+	must(t, err)
+	_, err = s.CreateDatabase(t.Context(), p.ID, p.Branch, sdk.DatabaseCreate{Name: "later", OwnerName: "late"})
+	must(t, err)
+	child := p.branch(t, p.Branch)
+	renamed, err := s.UpdateDatabase(t.Context(), p.ID, child.ID, "later", sdk.DatabaseUpdate{Name: new("latest")})
+	must(t, err)
+	s.wait(t, renamed.Operations)
+	want(t, "databases of the child", p.databases(t, child.ID), []string{"latest of late", p.Database + " of " + p.Role})
+	want(t, "databases of the parent", p.databases(t, p.Branch), []string{"later of late", p.Database + " of " + p.Role})
+	if role.Role.Name != "late" {
+		t.Error(role.Role.Name)
+	}
+}

@@ -82,6 +82,9 @@ func (s *Service) CreateBranch(ctx context.Context, c core.Caller, projectID str
 		if err := s.checkData(parent); err != nil {
 			return none, err
 		}
+		if err := s.awaitCatalog(ctx, parent.ID); err != nil {
+			return none, err
+		}
 		if err := s.refreshCatalog(ctx, parent); err != nil {
 			return none, err
 		}
@@ -107,6 +110,9 @@ func (s *Service) CreateBranch(ctx context.Context, c core.Caller, projectID str
 				return core.Errorf(core.KindUnprocessable, "", "branch %s has no data: its creation failed; delete it", parent.ID)
 			}
 			return busy(projectID)
+		}
+		if queued, err := catalogChanges(ctx, q, parent.ID); err != nil || len(queued) > 0 {
+			return cmp.Or(err, busy(projectID))
 		}
 		branch.Setup, branch.LogicalSize = parent.Setup, parent.LogicalSize
 		if out.Branch, err = q.InsertBranch(ctx, branch); err != nil {

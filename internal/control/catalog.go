@@ -3,6 +3,8 @@ package control
 import (
 	"context"
 	"encoding/json"
+	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -118,6 +120,36 @@ func storeCatalog(ctx context.Context, q store.Q, branchID string, c postgres.Ca
 		databases[i] = core.Database{Name: d.Name, OwnerName: d.Owner}
 	}
 	return true, q.ReplaceCatalog(ctx, branchID, roles, databases)
+}
+
+// catalogPatience is how long a call waits for changes of a catalog that it needs; clients try again after that.
+const catalogPatience = 5 * time.Second
+
+// catalogChanges lists the open operations that change a branch's roles and databases. The copy in the control database is
+// ahead of the branch's data until they have ended.
+func catalogChanges(ctx context.Context, q store.Q, branchID string) ([]core.Operation, error) {
+	pending, err := q.PendingOperations(ctx, branchID)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(pending, func(op core.Operation) bool {
+		var p applyParams
+		return op.Action != core.ActionApplyConfig || (json.Unmarshal(op.Params, &p) == nil && p.Reload)
+	}), nil
+}
+
+// awaitCatalog waits for the changes of a branch's catalog that are queued. Whether they are done is for the caller to see.
+func (s *Service) awaitCatalog(ctx context.Context, branchID string) error {
+	queued, err := catalogChanges(ctx, s.Store.Q, branchID)
+	if err != nil {
+		return err
+	}
+	patient, cancel := context.WithTimeout(ctx, catalogPatience)
+	defer cancel()
+	for _, op := range queued {
+		_ = s.Queue.Wait(patient, op.ID) // failed, or not done in time
+	}
+	return ctx.Err()
 }
 
 // alter changes a branch's rows of roles or databases and queues the apply_config that does the same to the catalog.

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/getkin/kin-openapi/openapi3"
 
@@ -22,8 +23,8 @@ func normalize(w http.ResponseWriter, r *http.Request, op *openapi3.Operation) e
 	if err := normalizeQuery(r, op); err != nil {
 		return err
 	}
-	if strings.Contains(r.URL.Path, "\x00") {
-		return core.NotFoundf("the path holds a zero byte")
+	if !storable(r.URL.Path) {
+		return core.NotFoundf("the path is not text in UTF-8")
 	}
 	if op.RequestBody == nil {
 		setBody(r, nil)
@@ -59,6 +60,9 @@ func normalize(w http.ResponseWriter, r *http.Request, op *openapi3.Operation) e
 	return nil
 }
 
+// storable tells whether PostgreSQL takes s as a text: UTF-8 without zero bytes.
+func storable(s string) bool { return utf8.ValidString(s) && !strings.Contains(s, "\x00") }
+
 func setBody(r *http.Request, raw []byte) {
 	r.GetBody = nil
 	r.TransferEncoding = nil
@@ -91,6 +95,9 @@ func decodeBody(contentType string, raw []byte, schema *openapi3.Schema) (any, e
 }
 
 func decodeJSON(raw []byte) (any, error) {
+	if !utf8.Valid(raw) { // the decoder would replace what is wrong
+		return nil, core.Invalidf("the request body is not in UTF-8")
+	}
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.UseNumber()
 	var v any
@@ -107,12 +114,12 @@ func decodeJSON(raw []byte) (any, error) {
 	return v, nil
 }
 
-// prune drops the keys that the schema does not know, and refuses zero bytes, which PostgreSQL cannot store in a text.
+// prune drops the keys that the schema does not know, and refuses what PostgreSQL cannot store in a text.
 func prune(schema *openapi3.Schema, v any) (any, error) {
 	switch v := v.(type) {
 	case string:
-		if strings.Contains(v, "\x00") {
-			return nil, core.Invalidf("a text in the request body holds a zero byte")
+		if !storable(v) {
+			return nil, core.Invalidf("a text in the request body is not UTF-8 or holds a zero byte")
 		}
 	case []any:
 		for i := range v {
@@ -129,8 +136,8 @@ func prune(schema *openapi3.Schema, v any) (any, error) {
 				delete(v, k)
 				continue
 			}
-			if strings.Contains(k, "\x00") {
-				return nil, core.Invalidf("a name in the request body holds a zero byte")
+			if !storable(k) {
+				return nil, core.Invalidf("a name in the request body is not UTF-8 or holds a zero byte")
 			}
 			item, err := prune(sub, v[k])
 			if err != nil {
@@ -175,8 +182,8 @@ func normalizeQuery(r *http.Request, op *openapi3.Operation) error {
 	}
 	for name, values := range q {
 		for _, v := range values {
-			if strings.Contains(v, "\x00") {
-				return core.Invalidf("%s: holds a zero byte", clip(name))
+			if !storable(v) {
+				return core.Invalidf("%s: is not UTF-8 or holds a zero byte", clip(name))
 			}
 		}
 	}

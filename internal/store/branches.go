@@ -281,7 +281,7 @@ func parseCursor(s string) (branchCursor, error) {
 	if err == nil {
 		err = json.Unmarshal(b, &c)
 	}
-	if err != nil || c.ID == "" {
+	if err != nil || c.ID == "" || strings.Contains(c.Name+c.ID, "\x00") { // no text in PostgreSQL has zero bytes
 		return c, core.Invalidf("cursor is not one that this list returned; start again without it")
 	}
 	return c, nil

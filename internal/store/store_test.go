@@ -128,7 +128,7 @@ func TestBranchPages(t *testing.T) {
 	if len(page) != 10 {
 		t.Errorf("search finds %d branches, want 10", len(page))
 	}
-	for _, cursor := range []string{"x", "eyJ", "e30"} {
+	for _, cursor := range []string{"x", "eyJ", "e30", "eyJuIjoiXHUwMDAwIiwiaSI6IngifQ"} {
 		if _, _, err := s.ListBranches(t.Context(), store.BranchFilter{ProjectID: p.ID, SortBy: "name", Limit: 5, Cursor: cursor}); !core.IsKind(err, core.KindInvalid) {
 			t.Errorf("cursor %q: %v", cursor, err)
 		}
