@@ -84,7 +84,7 @@ func (a *arena) furnish() {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a.known["project_id"], a.known["operation_id"] = made.Project.ID, string(made.Operations[0].ID)
+		a.known["project_id"], a.known["operation_id"] = made.Project.ID, made.Operations[0].ID
 		a.known["role_name"], a.known["database_name"] = made.Roles[0].Name, made.Databases[0].Name
 		a.known["branch_id"] = ""
 		s.wait(t, made.Operations)
@@ -139,8 +139,8 @@ func (a *arena) furnish() {
 		members = ask[api.OrganizationMembers](t, s, "", "GET", "/organizations/"+a.known["org_id"]+"/members", "", 200).Members
 	}
 	for _, m := range members {
-		if string(m.User.Email) == "other@example.com" {
-			a.known["member_id"] = string(m.Member.ID)
+		if m.User.Email == "other@example.com" {
+			a.known["member_id"] = m.Member.ID
 		}
 	}
 }
@@ -249,7 +249,7 @@ func (a *arena) check(requests uint64) {
 				t.Errorf("operation %s %s of branch %v ended as %s: %v", op.Action, op.ID, opt(op.BranchID), op.Status, opt(op.Error))
 				shown := 0
 				for _, step := range slices.Backward(a.trail) {
-					if shown < 10 && op.BranchID != nil && strings.Contains(step, string(*op.BranchID)) {
+					if shown < 10 && op.BranchID != nil && strings.Contains(step, *op.BranchID) {
 						t.Log(step)
 						shown++
 					}

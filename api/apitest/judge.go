@@ -30,7 +30,7 @@ func Judge(r Request, status int, header http.Header, body []byte) string {
 		return fmt.Sprintf("is no error body: %v", err)
 	case e.Code == "" || e.Message == "":
 		return "lacks a code or a message"
-	case status >= 500 && !(status == http.StatusNotImplemented && e.Code == "NOT_IMPLEMENTED"):
+	case status >= 500 && (status != http.StatusNotImplemented || e.Code != "NOT_IMPLEMENTED"):
 		return "is the server's own failure"
 	case status == http.StatusUnauthorized && r.Header["Authorization"] == nil:
 		return "finds a good key bad"
