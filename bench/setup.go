@@ -40,6 +40,8 @@ type bench struct {
 	api         string // its address
 	key         string
 
+	args []string // more flags of the server
+
 	main *target // the first project's endpoint, filled with pgbench data
 }
 
@@ -102,7 +104,7 @@ func (b *bench) launch(ctx context.Context) error {
 		return err
 	}
 	defer log.Close()
-	b.server = exec.Command(b.binary, "serve", "--data-dir", b.data, "--pg-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--storage", b.options.storage, "--rate-limit", "off")
+	b.server = exec.Command(b.binary, append([]string{"serve", "--data-dir", b.data, "--pg-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--storage", b.options.storage, "--rate-limit", "off"}, b.args...)...)
 	b.server.Stdout, b.server.Stderr = log, log
 	if err := b.server.Start(); err != nil {
 		return err
