@@ -377,6 +377,90 @@ func (e SortOrder) Valid() bool {
 	}
 }
 
+// Defines values for ConsumptionGranularity.
+const (
+	ConsumptionGranularityDaily   ConsumptionGranularity = "daily"
+	ConsumptionGranularityHourly  ConsumptionGranularity = "hourly"
+	ConsumptionGranularityMonthly ConsumptionGranularity = "monthly"
+)
+
+// Valid indicates whether the value is a known member of the ConsumptionGranularity enum.
+func (e ConsumptionGranularity) Valid() bool {
+	switch e {
+	case ConsumptionGranularityDaily:
+		return true
+	case ConsumptionGranularityHourly:
+		return true
+	case ConsumptionGranularityMonthly:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for GetConsumptionHistoryPerProjectParamsGranularity.
+const (
+	GetConsumptionHistoryPerProjectParamsGranularityDaily   GetConsumptionHistoryPerProjectParamsGranularity = "daily"
+	GetConsumptionHistoryPerProjectParamsGranularityHourly  GetConsumptionHistoryPerProjectParamsGranularity = "hourly"
+	GetConsumptionHistoryPerProjectParamsGranularityMonthly GetConsumptionHistoryPerProjectParamsGranularity = "monthly"
+)
+
+// Valid indicates whether the value is a known member of the GetConsumptionHistoryPerProjectParamsGranularity enum.
+func (e GetConsumptionHistoryPerProjectParamsGranularity) Valid() bool {
+	switch e {
+	case GetConsumptionHistoryPerProjectParamsGranularityDaily:
+		return true
+	case GetConsumptionHistoryPerProjectParamsGranularityHourly:
+		return true
+	case GetConsumptionHistoryPerProjectParamsGranularityMonthly:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for GetConsumptionHistoryPerBranchV2ParamsGranularity.
+const (
+	GetConsumptionHistoryPerBranchV2ParamsGranularityDaily   GetConsumptionHistoryPerBranchV2ParamsGranularity = "daily"
+	GetConsumptionHistoryPerBranchV2ParamsGranularityHourly  GetConsumptionHistoryPerBranchV2ParamsGranularity = "hourly"
+	GetConsumptionHistoryPerBranchV2ParamsGranularityMonthly GetConsumptionHistoryPerBranchV2ParamsGranularity = "monthly"
+)
+
+// Valid indicates whether the value is a known member of the GetConsumptionHistoryPerBranchV2ParamsGranularity enum.
+func (e GetConsumptionHistoryPerBranchV2ParamsGranularity) Valid() bool {
+	switch e {
+	case GetConsumptionHistoryPerBranchV2ParamsGranularityDaily:
+		return true
+	case GetConsumptionHistoryPerBranchV2ParamsGranularityHourly:
+		return true
+	case GetConsumptionHistoryPerBranchV2ParamsGranularityMonthly:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for GetConsumptionHistoryPerProjectV2ParamsGranularity.
+const (
+	GetConsumptionHistoryPerProjectV2ParamsGranularityDaily   GetConsumptionHistoryPerProjectV2ParamsGranularity = "daily"
+	GetConsumptionHistoryPerProjectV2ParamsGranularityHourly  GetConsumptionHistoryPerProjectV2ParamsGranularity = "hourly"
+	GetConsumptionHistoryPerProjectV2ParamsGranularityMonthly GetConsumptionHistoryPerProjectV2ParamsGranularity = "monthly"
+)
+
+// Valid indicates whether the value is a known member of the GetConsumptionHistoryPerProjectV2ParamsGranularity enum.
+func (e GetConsumptionHistoryPerProjectV2ParamsGranularity) Valid() bool {
+	switch e {
+	case GetConsumptionHistoryPerProjectV2ParamsGranularityDaily:
+		return true
+	case GetConsumptionHistoryPerProjectV2ParamsGranularityHourly:
+		return true
+	case GetConsumptionHistoryPerProjectV2ParamsGranularityMonthly:
+		return true
+	default:
+		return false
+	}
+}
+
 // APIKey defines model for APIKey.
 type APIKey struct {
 	CreatedAt        Timestamp     `json:"created_at"`
@@ -545,6 +629,13 @@ type Branch struct {
 	WrittenDataBytes   int64                     `json:"written_data_bytes"`
 }
 
+// BranchConsumptionV2 defines model for BranchConsumptionV2.
+type BranchConsumptionV2 struct {
+	BranchID  ResourceID            `json:"branch_id"`
+	Periods   []ConsumptionPeriodV2 `json:"periods"`
+	ProjectID ResourceID            `json:"project_id"`
+}
+
 // BranchCount defines model for BranchCount.
 type BranchCount struct {
 	Count int `json:"count"`
@@ -696,6 +787,79 @@ type ConnectionParameters struct {
 // ConnectionURIResponse defines model for ConnectionURIResponse.
 type ConnectionURIResponse struct {
 	URI string `json:"uri"`
+}
+
+// ConsumptionFrame defines model for ConsumptionFrame.
+type ConsumptionFrame struct {
+	// ActiveTimeSeconds For how long computes ran.
+	ActiveTimeSeconds int64 `json:"active_time_seconds"`
+
+	// ComputeTimeSeconds The same, times their size in compute units.
+	ComputeTimeSeconds int64 `json:"compute_time_seconds"`
+
+	// DataStorageBytesHour The largest size of data and history in each hour, added up.
+	DataStorageBytesHour *int64 `json:"data_storage_bytes_hour,omitempty"`
+
+	// LogicalSizeBytes The databases of all branches, as last seen.
+	LogicalSizeBytes     *int64 `json:"logical_size_bytes,omitempty"`
+	LogicalSizeBytesHour *int64 `json:"logical_size_bytes_hour,omitempty"`
+
+	// SyntheticStorageSizeBytes Data and history, as last seen.
+	SyntheticStorageSizeBytes int64     `json:"synthetic_storage_size_bytes"`
+	TimeframeEnd              Timestamp `json:"timeframe_end"`
+	TimeframeStart            Timestamp `json:"timeframe_start"`
+
+	// WrittenDataBytes WAL.
+	WrittenDataBytes int64 `json:"written_data_bytes"`
+}
+
+// ConsumptionFrameV2 defines model for ConsumptionFrameV2.
+type ConsumptionFrameV2 struct {
+	Metrics        []ConsumptionMetric `json:"metrics"`
+	TimeframeEnd   Timestamp           `json:"timeframe_end"`
+	TimeframeStart Timestamp           `json:"timeframe_start"`
+}
+
+// ConsumptionMetric defines model for ConsumptionMetric.
+type ConsumptionMetric struct {
+	MetricName string `json:"metric_name"`
+	Value      int64  `json:"value"`
+}
+
+// ConsumptionPerBranchV2 defines model for ConsumptionPerBranchV2.
+type ConsumptionPerBranchV2 struct {
+	Branches   []BranchConsumptionV2 `json:"branches"`
+	Pagination *Pagination           `json:"pagination,omitempty"`
+}
+
+// ConsumptionPerProject defines model for ConsumptionPerProject.
+type ConsumptionPerProject struct {
+	Pagination *Pagination          `json:"pagination,omitempty"`
+	Projects   []ProjectConsumption `json:"projects"`
+}
+
+// ConsumptionPerProjectV2 defines model for ConsumptionPerProjectV2.
+type ConsumptionPerProjectV2 struct {
+	Pagination *Pagination            `json:"pagination,omitempty"`
+	Projects   []ProjectConsumptionV2 `json:"projects"`
+}
+
+// ConsumptionPeriod defines model for ConsumptionPeriod.
+type ConsumptionPeriod struct {
+	Consumption []ConsumptionFrame `json:"consumption"`
+	PeriodEnd   *Timestamp         `json:"period_end,omitempty"`
+	PeriodID    UUID               `json:"period_id"`
+	PeriodPlan  string             `json:"period_plan"`
+	PeriodStart Timestamp          `json:"period_start"`
+}
+
+// ConsumptionPeriodV2 defines model for ConsumptionPeriodV2.
+type ConsumptionPeriodV2 struct {
+	Consumption []ConsumptionFrameV2 `json:"consumption"`
+	PeriodEnd   *Timestamp           `json:"period_end,omitempty"`
+	PeriodID    UUID                 `json:"period_id"`
+	PeriodPlan  string               `json:"period_plan"`
+	PeriodStart Timestamp            `json:"period_start"`
 }
 
 // CurrentUser defines model for CurrentUser.
@@ -1248,6 +1412,18 @@ type Project struct {
 // ProjectApplications Always empty here.
 type ProjectApplications = map[string][]string
 
+// ProjectConsumption defines model for ProjectConsumption.
+type ProjectConsumption struct {
+	Periods   []ConsumptionPeriod `json:"periods"`
+	ProjectID ResourceID          `json:"project_id"`
+}
+
+// ProjectConsumptionV2 defines model for ProjectConsumptionV2.
+type ProjectConsumptionV2 struct {
+	Periods   []ConsumptionPeriodV2 `json:"periods"`
+	ProjectID ResourceID            `json:"project_id"`
+}
+
 // ProjectCreate defines model for ProjectCreate.
 type ProjectCreate struct {
 	// AutoscalingLimitMaxCU 1 unit is 1 vCPU and 4 GiB of memory.
@@ -1597,6 +1773,15 @@ type UUID = string
 // BranchID defines model for BranchID.
 type BranchID = ResourceID
 
+// ConsumptionFrom defines model for ConsumptionFrom.
+type ConsumptionFrom = time.Time
+
+// ConsumptionGranularity defines model for ConsumptionGranularity.
+type ConsumptionGranularity string
+
+// ConsumptionTo defines model for ConsumptionTo.
+type ConsumptionTo = time.Time
+
 // EndpointID defines model for EndpointID.
 type EndpointID = ResourceID
 
@@ -1605,6 +1790,93 @@ type ProjectID = ResourceID
 
 // RoleName defines model for RoleName.
 type RoleName = string
+
+// GetConsumptionHistoryPerProjectParams defines parameters for GetConsumptionHistoryPerProject.
+type GetConsumptionHistoryPerProjectParams struct {
+	// Cursor Continue after this cursor of an earlier page.
+	Cursor *string `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Limit Size of the page.
+	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// ProjectIds Keep these projects, at most 100; repeated or comma-joined.
+	ProjectIds *[]ResourceID `form:"project_ids,omitempty" json:"project_ids,omitempty"`
+
+	// IncludeV1Metrics Adds data_storage_bytes_hour when metrics is not given.
+	// Deprecated: this property has been marked as deprecated upstream, but no `x-deprecated-reason` was set
+	IncludeV1Metrics *bool `form:"include_v1_metrics,omitempty" json:"include_v1_metrics,omitempty"`
+
+	// From Start of the range, rounded down to the granularity. Hourly reaches back 168 hours, daily 60 days, monthly a year.
+	From ConsumptionFrom `form:"from" json:"from"`
+
+	// To End of the range: every time frame that begins before it is in.
+	To          ConsumptionTo                                    `form:"to" json:"to"`
+	Granularity GetConsumptionHistoryPerProjectParamsGranularity `form:"granularity" json:"granularity"`
+
+	// OrgID Default: every organization of the key.
+	OrgID *ResourceID `form:"org_id,omitempty" json:"org_id,omitempty"`
+
+	// Metrics What to add to the four that are always there: data_storage_bytes_hour, logical_size_bytes, logical_size_bytes_hour.
+	Metrics *[]string `form:"metrics,omitempty" json:"metrics,omitempty"`
+}
+
+// GetConsumptionHistoryPerProjectParamsGranularity defines parameters for GetConsumptionHistoryPerProject.
+type GetConsumptionHistoryPerProjectParamsGranularity string
+
+// GetConsumptionHistoryPerBranchV2Params defines parameters for GetConsumptionHistoryPerBranchV2.
+type GetConsumptionHistoryPerBranchV2Params struct {
+	// Cursor Continue after this cursor of an earlier page.
+	Cursor *string `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Limit Size of the page.
+	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// ProjectIds The projects, 1 to 100; repeated or comma-joined.
+	ProjectIds []ResourceID `form:"project_ids" json:"project_ids"`
+
+	// BranchIds Keep these branches, at most 100.
+	BranchIds *[]ResourceID `form:"branch_ids,omitempty" json:"branch_ids,omitempty"`
+
+	// From Start of the range, rounded down to the granularity. Hourly reaches back 168 hours, daily 60 days, monthly a year.
+	From ConsumptionFrom `form:"from" json:"from"`
+
+	// To End of the range: every time frame that begins before it is in.
+	To          ConsumptionTo                                     `form:"to" json:"to"`
+	Granularity GetConsumptionHistoryPerBranchV2ParamsGranularity `form:"granularity" json:"granularity"`
+	OrgID       ResourceID                                        `form:"org_id" json:"org_id"`
+
+	// Metrics compute_unit_seconds, root_branch_bytes_month, child_branch_bytes_month, instant_restore_bytes_month (byte-hours), public_network_transfer_bytes, private_network_transfer_bytes.
+	Metrics []string `form:"metrics" json:"metrics"`
+}
+
+// GetConsumptionHistoryPerBranchV2ParamsGranularity defines parameters for GetConsumptionHistoryPerBranchV2.
+type GetConsumptionHistoryPerBranchV2ParamsGranularity string
+
+// GetConsumptionHistoryPerProjectV2Params defines parameters for GetConsumptionHistoryPerProjectV2.
+type GetConsumptionHistoryPerProjectV2Params struct {
+	// Cursor Continue after this cursor of an earlier page.
+	Cursor *string `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Limit Size of the page.
+	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// ProjectIds Keep these projects, at most 100; repeated or comma-joined.
+	ProjectIds *[]ResourceID `form:"project_ids,omitempty" json:"project_ids,omitempty"`
+
+	// From Start of the range, rounded down to the granularity. Hourly reaches back 168 hours, daily 60 days, monthly a year.
+	From ConsumptionFrom `form:"from" json:"from"`
+
+	// To End of the range: every time frame that begins before it is in.
+	To          ConsumptionTo                                      `form:"to" json:"to"`
+	Granularity GetConsumptionHistoryPerProjectV2ParamsGranularity `form:"granularity" json:"granularity"`
+	OrgID       ResourceID                                         `form:"org_id" json:"org_id"`
+
+	// Metrics compute_unit_seconds, root_branch_bytes_month, child_branch_bytes_month, instant_restore_bytes_month (byte-hours), public_network_transfer_bytes, private_network_transfer_bytes, extra_branches_month, snapshot_storage_bytes_month.
+	Metrics []string `form:"metrics" json:"metrics"`
+}
+
+// GetConsumptionHistoryPerProjectV2ParamsGranularity defines parameters for GetConsumptionHistoryPerProjectV2.
+type GetConsumptionHistoryPerProjectV2ParamsGranularity string
 
 // GetOrganizationMembersParams defines parameters for GetOrganizationMembers.
 type GetOrganizationMembersParams struct {
@@ -1914,6 +2186,21 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /auth (the `GetAuthDetails` operationId).
 	GetAuthDetails(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetConsumptionHistoryPerProject Show what projects used by hour, day or month
+	//
+	// Corresponds with GET /consumption_history/projects (the `GetConsumptionHistoryPerProject` operationId).
+	GetConsumptionHistoryPerProject(ctx context.Context, params *GetConsumptionHistoryPerProjectParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetConsumptionHistoryPerBranchV2 Show chosen metrics of branches by hour, day or month, ordered by project and branch
+	//
+	// Corresponds with GET /consumption_history/v2/branches (the `GetConsumptionHistoryPerBranchV2` operationId).
+	GetConsumptionHistoryPerBranchV2(ctx context.Context, params *GetConsumptionHistoryPerBranchV2Params, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetConsumptionHistoryPerProjectV2 Show chosen metrics of projects by hour, day or month, the newest projects first
+	//
+	// Corresponds with GET /consumption_history/v2/projects (the `GetConsumptionHistoryPerProjectV2` operationId).
+	GetConsumptionHistoryPerProjectV2(ctx context.Context, params *GetConsumptionHistoryPerProjectV2Params, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetOrganization Show one organization
 	//
@@ -2459,6 +2746,51 @@ func (c *Client) RevokeAPIKey(ctx context.Context, keyID int64, reqEditors ...Re
 // Corresponds with GET /auth (the `GetAuthDetails` operationId).
 func (c *Client) GetAuthDetails(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetAuthDetailsRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetConsumptionHistoryPerProject Show what projects used by hour, day or month
+//
+// Corresponds with GET /consumption_history/projects (the `GetConsumptionHistoryPerProject` operationId).
+func (c *Client) GetConsumptionHistoryPerProject(ctx context.Context, params *GetConsumptionHistoryPerProjectParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetConsumptionHistoryPerProjectRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetConsumptionHistoryPerBranchV2 Show chosen metrics of branches by hour, day or month, ordered by project and branch
+//
+// Corresponds with GET /consumption_history/v2/branches (the `GetConsumptionHistoryPerBranchV2` operationId).
+func (c *Client) GetConsumptionHistoryPerBranchV2(ctx context.Context, params *GetConsumptionHistoryPerBranchV2Params, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetConsumptionHistoryPerBranchV2Request(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetConsumptionHistoryPerProjectV2 Show chosen metrics of projects by hour, day or month, the newest projects first
+//
+// Corresponds with GET /consumption_history/v2/projects (the `GetConsumptionHistoryPerProjectV2` operationId).
+func (c *Client) GetConsumptionHistoryPerProjectV2(ctx context.Context, params *GetConsumptionHistoryPerProjectV2Params, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetConsumptionHistoryPerProjectV2Request(c.Server, params)
 	if err != nil {
 		return nil, err
 	}
@@ -3861,6 +4193,400 @@ func NewGetAuthDetailsRequest(server string) (*http.Request, error) {
 	queryURL, err := serverURL.Parse(operationPath)
 	if err != nil {
 		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetConsumptionHistoryPerProjectRequest constructs an http.Request for the GetConsumptionHistoryPerProject method
+func NewGetConsumptionHistoryPerProjectRequest(server string, params *GetConsumptionHistoryPerProjectParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/consumption_history/projects")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.ProjectIds != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "project_ids", *params.ProjectIds, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "array", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.IncludeV1Metrics != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "include_v1_metrics", *params.IncludeV1Metrics, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "from", params.From, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "to", params.To, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "granularity", params.Granularity, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if params.OrgID != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "org_id", *params.OrgID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Metrics != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "metrics", *params.Metrics, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "array", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetConsumptionHistoryPerBranchV2Request constructs an http.Request for the GetConsumptionHistoryPerBranchV2 method
+func NewGetConsumptionHistoryPerBranchV2Request(server string, params *GetConsumptionHistoryPerBranchV2Params) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/consumption_history/v2/branches")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.ProjectIds != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "project_ids", params.ProjectIds, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "array", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.BranchIds != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "branch_ids", *params.BranchIds, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "array", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "from", params.From, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "to", params.To, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "granularity", params.Granularity, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "org_id", params.OrgID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if params.Metrics != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "metrics", params.Metrics, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "array", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetConsumptionHistoryPerProjectV2Request constructs an http.Request for the GetConsumptionHistoryPerProjectV2 method
+func NewGetConsumptionHistoryPerProjectV2Request(server string, params *GetConsumptionHistoryPerProjectV2Params) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/consumption_history/v2/projects")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.ProjectIds != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "project_ids", *params.ProjectIds, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "array", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "from", params.From, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "to", params.To, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "granularity", params.Granularity, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "org_id", params.OrgID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if params.Metrics != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "metrics", params.Metrics, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "array", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
 	}
 
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
@@ -7145,6 +7871,27 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /auth (the `GetAuthDetails` operationId).
 	GetAuthDetailsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetAuthDetailsResp, error)
 
+	// GetConsumptionHistoryPerProjectWithResponse Show what projects used by hour, day or month
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /consumption_history/projects (the `GetConsumptionHistoryPerProject` operationId).
+	GetConsumptionHistoryPerProjectWithResponse(ctx context.Context, params *GetConsumptionHistoryPerProjectParams, reqEditors ...RequestEditorFn) (*GetConsumptionHistoryPerProjectResp, error)
+
+	// GetConsumptionHistoryPerBranchV2WithResponse Show chosen metrics of branches by hour, day or month, ordered by project and branch
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /consumption_history/v2/branches (the `GetConsumptionHistoryPerBranchV2` operationId).
+	GetConsumptionHistoryPerBranchV2WithResponse(ctx context.Context, params *GetConsumptionHistoryPerBranchV2Params, reqEditors ...RequestEditorFn) (*GetConsumptionHistoryPerBranchV2Resp, error)
+
+	// GetConsumptionHistoryPerProjectV2WithResponse Show chosen metrics of projects by hour, day or month, the newest projects first
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /consumption_history/v2/projects (the `GetConsumptionHistoryPerProjectV2` operationId).
+	GetConsumptionHistoryPerProjectV2WithResponse(ctx context.Context, params *GetConsumptionHistoryPerProjectV2Params, reqEditors ...RequestEditorFn) (*GetConsumptionHistoryPerProjectV2Resp, error)
+
 	// GetOrganizationWithResponse Show one organization
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -7894,6 +8641,150 @@ func (r GetAuthDetailsResp) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r GetAuthDetailsResp) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetConsumptionHistoryPerProjectResp struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ConsumptionPerProject
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetConsumptionHistoryPerProjectResp) GetJSON200() *ConsumptionPerProject {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r GetConsumptionHistoryPerProjectResp) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetConsumptionHistoryPerProjectResp) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetConsumptionHistoryPerProjectResp) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetConsumptionHistoryPerProjectResp) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetConsumptionHistoryPerProjectResp) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetConsumptionHistoryPerBranchV2Resp struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ConsumptionPerBranchV2
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetConsumptionHistoryPerBranchV2Resp) GetJSON200() *ConsumptionPerBranchV2 {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r GetConsumptionHistoryPerBranchV2Resp) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetConsumptionHistoryPerBranchV2Resp) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetConsumptionHistoryPerBranchV2Resp) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetConsumptionHistoryPerBranchV2Resp) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetConsumptionHistoryPerBranchV2Resp) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetConsumptionHistoryPerProjectV2Resp struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ConsumptionPerProjectV2
+	// JSONDefault the response for an HTTP default `application/json` response
+	JSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetConsumptionHistoryPerProjectV2Resp) GetJSON200() *ConsumptionPerProjectV2 {
+	return r.JSON200
+}
+
+// GetJSONDefault returns the response for an HTTP default `application/json` response
+func (r GetConsumptionHistoryPerProjectV2Resp) GetJSONDefault() *Error {
+	return r.JSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetConsumptionHistoryPerProjectV2Resp) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetConsumptionHistoryPerProjectV2Resp) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetConsumptionHistoryPerProjectV2Resp) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetConsumptionHistoryPerProjectV2Resp) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -10934,6 +11825,45 @@ func (c *ClientWithResponses) GetAuthDetailsWithResponse(ctx context.Context, re
 	return ParseGetAuthDetailsResp(rsp)
 }
 
+// GetConsumptionHistoryPerProjectWithResponse Show what projects used by hour, day or month
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /consumption_history/projects (the `GetConsumptionHistoryPerProject` operationId).
+func (c *ClientWithResponses) GetConsumptionHistoryPerProjectWithResponse(ctx context.Context, params *GetConsumptionHistoryPerProjectParams, reqEditors ...RequestEditorFn) (*GetConsumptionHistoryPerProjectResp, error) {
+	rsp, err := c.GetConsumptionHistoryPerProject(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetConsumptionHistoryPerProjectResp(rsp)
+}
+
+// GetConsumptionHistoryPerBranchV2WithResponse Show chosen metrics of branches by hour, day or month, ordered by project and branch
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /consumption_history/v2/branches (the `GetConsumptionHistoryPerBranchV2` operationId).
+func (c *ClientWithResponses) GetConsumptionHistoryPerBranchV2WithResponse(ctx context.Context, params *GetConsumptionHistoryPerBranchV2Params, reqEditors ...RequestEditorFn) (*GetConsumptionHistoryPerBranchV2Resp, error) {
+	rsp, err := c.GetConsumptionHistoryPerBranchV2(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetConsumptionHistoryPerBranchV2Resp(rsp)
+}
+
+// GetConsumptionHistoryPerProjectV2WithResponse Show chosen metrics of projects by hour, day or month, the newest projects first
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /consumption_history/v2/projects (the `GetConsumptionHistoryPerProjectV2` operationId).
+func (c *ClientWithResponses) GetConsumptionHistoryPerProjectV2WithResponse(ctx context.Context, params *GetConsumptionHistoryPerProjectV2Params, reqEditors ...RequestEditorFn) (*GetConsumptionHistoryPerProjectV2Resp, error) {
+	rsp, err := c.GetConsumptionHistoryPerProjectV2(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetConsumptionHistoryPerProjectV2Resp(rsp)
+}
+
 // GetOrganizationWithResponse Show one organization
 //
 // Returns a wrapper object for the known response body format(s).
@@ -12091,6 +13021,105 @@ func ParseGetAuthDetailsResp(rsp *http.Response) (*GetAuthDetailsResp, error) {
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest AuthDetails
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetConsumptionHistoryPerProjectResp parses an HTTP response from a GetConsumptionHistoryPerProjectWithResponse call
+func ParseGetConsumptionHistoryPerProjectResp(rsp *http.Response) (*GetConsumptionHistoryPerProjectResp, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetConsumptionHistoryPerProjectResp{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ConsumptionPerProject
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetConsumptionHistoryPerBranchV2Resp parses an HTTP response from a GetConsumptionHistoryPerBranchV2WithResponse call
+func ParseGetConsumptionHistoryPerBranchV2Resp(rsp *http.Response) (*GetConsumptionHistoryPerBranchV2Resp, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetConsumptionHistoryPerBranchV2Resp{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ConsumptionPerBranchV2
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetConsumptionHistoryPerProjectV2Resp parses an HTTP response from a GetConsumptionHistoryPerProjectV2WithResponse call
+func ParseGetConsumptionHistoryPerProjectV2Resp(rsp *http.Response) (*GetConsumptionHistoryPerProjectV2Resp, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetConsumptionHistoryPerProjectV2Resp{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ConsumptionPerProjectV2
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}
@@ -14176,6 +15205,15 @@ type ServerInterface interface {
 	// GetAuthDetails Show what kind of key this is and whose
 	// (GET /auth)
 	GetAuthDetails(w http.ResponseWriter, r *http.Request)
+	// GetConsumptionHistoryPerProject Show what projects used by hour, day or month
+	// (GET /consumption_history/projects)
+	GetConsumptionHistoryPerProject(w http.ResponseWriter, r *http.Request, params GetConsumptionHistoryPerProjectParams)
+	// GetConsumptionHistoryPerBranchV2 Show chosen metrics of branches by hour, day or month, ordered by project and branch
+	// (GET /consumption_history/v2/branches)
+	GetConsumptionHistoryPerBranchV2(w http.ResponseWriter, r *http.Request, params GetConsumptionHistoryPerBranchV2Params)
+	// GetConsumptionHistoryPerProjectV2 Show chosen metrics of projects by hour, day or month, the newest projects first
+	// (GET /consumption_history/v2/projects)
+	GetConsumptionHistoryPerProjectV2(w http.ResponseWriter, r *http.Request, params GetConsumptionHistoryPerProjectV2Params)
 	// GetOrganization Show one organization
 	// (GET /organizations/{org_id})
 	GetOrganization(w http.ResponseWriter, r *http.Request, orgID ResourceID)
@@ -14432,6 +15470,404 @@ func (siw *ServerInterfaceWrapper) GetAuthDetails(w http.ResponseWriter, r *http
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetAuthDetails(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetConsumptionHistoryPerProject operation middleware
+func (siw *ServerInterfaceWrapper) GetConsumptionHistoryPerProject(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetConsumptionHistoryPerProjectParams
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", r.URL.Query(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "cursor"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "cursor", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", r.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "limit"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "limit", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "project_ids" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "project_ids", r.URL.Query(), &params.ProjectIds, runtime.BindQueryParameterOptions{Type: "array", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "project_ids"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "project_ids", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "include_v1_metrics" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "include_v1_metrics", r.URL.Query(), &params.IncludeV1Metrics, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "include_v1_metrics"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "include_v1_metrics", Err: err})
+		}
+		return
+	}
+
+	// ------------- Required query parameter "from" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "from", r.URL.Query(), &params.From, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "from"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "from", Err: err})
+		}
+		return
+	}
+
+	// ------------- Required query parameter "to" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "to", r.URL.Query(), &params.To, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "to"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "to", Err: err})
+		}
+		return
+	}
+
+	// ------------- Required query parameter "granularity" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "granularity", r.URL.Query(), &params.Granularity, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "granularity"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "granularity", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "org_id" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "org_id", r.URL.Query(), &params.OrgID, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "org_id"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "org_id", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "metrics" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "metrics", r.URL.Query(), &params.Metrics, runtime.BindQueryParameterOptions{Type: "array", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "metrics"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "metrics", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetConsumptionHistoryPerProject(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetConsumptionHistoryPerBranchV2 operation middleware
+func (siw *ServerInterfaceWrapper) GetConsumptionHistoryPerBranchV2(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetConsumptionHistoryPerBranchV2Params
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", r.URL.Query(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "cursor"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "cursor", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", r.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "limit"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "limit", Err: err})
+		}
+		return
+	}
+
+	// ------------- Required query parameter "project_ids" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "project_ids", r.URL.Query(), &params.ProjectIds, runtime.BindQueryParameterOptions{Type: "array", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "project_ids"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "project_ids", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "branch_ids" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "branch_ids", r.URL.Query(), &params.BranchIds, runtime.BindQueryParameterOptions{Type: "array", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "branch_ids"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "branch_ids", Err: err})
+		}
+		return
+	}
+
+	// ------------- Required query parameter "from" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "from", r.URL.Query(), &params.From, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "from"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "from", Err: err})
+		}
+		return
+	}
+
+	// ------------- Required query parameter "to" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "to", r.URL.Query(), &params.To, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "to"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "to", Err: err})
+		}
+		return
+	}
+
+	// ------------- Required query parameter "granularity" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "granularity", r.URL.Query(), &params.Granularity, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "granularity"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "granularity", Err: err})
+		}
+		return
+	}
+
+	// ------------- Required query parameter "org_id" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "org_id", r.URL.Query(), &params.OrgID, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "org_id"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "org_id", Err: err})
+		}
+		return
+	}
+
+	// ------------- Required query parameter "metrics" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "metrics", r.URL.Query(), &params.Metrics, runtime.BindQueryParameterOptions{Type: "array", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "metrics"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "metrics", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetConsumptionHistoryPerBranchV2(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetConsumptionHistoryPerProjectV2 operation middleware
+func (siw *ServerInterfaceWrapper) GetConsumptionHistoryPerProjectV2(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetConsumptionHistoryPerProjectV2Params
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", r.URL.Query(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "cursor"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "cursor", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", r.URL.Query(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "limit"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "limit", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "project_ids" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "project_ids", r.URL.Query(), &params.ProjectIds, runtime.BindQueryParameterOptions{Type: "array", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "project_ids"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "project_ids", Err: err})
+		}
+		return
+	}
+
+	// ------------- Required query parameter "from" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "from", r.URL.Query(), &params.From, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "from"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "from", Err: err})
+		}
+		return
+	}
+
+	// ------------- Required query parameter "to" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "to", r.URL.Query(), &params.To, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "to"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "to", Err: err})
+		}
+		return
+	}
+
+	// ------------- Required query parameter "granularity" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "granularity", r.URL.Query(), &params.Granularity, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "granularity"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "granularity", Err: err})
+		}
+		return
+	}
+
+	// ------------- Required query parameter "org_id" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "org_id", r.URL.Query(), &params.OrgID, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "org_id"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "org_id", Err: err})
+		}
+		return
+	}
+
+	// ------------- Required query parameter "metrics" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "metrics", r.URL.Query(), &params.Metrics, runtime.BindQueryParameterOptions{Type: "array", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "metrics"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "metrics", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetConsumptionHistoryPerProjectV2(w, r, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -17068,6 +18504,9 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/organizations/{org_id}/api_keys/{key_id}", wrapper.RevokeOrgAPIKey)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/organizations/{source_org_id}/projects/transfer", wrapper.TransferProjectsFromOrgToOrg)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/regions", wrapper.GetActiveRegions)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/consumption_history/projects", wrapper.GetConsumptionHistoryPerProject)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/consumption_history/v2/projects", wrapper.GetConsumptionHistoryPerProjectV2)
+	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/consumption_history/v2/branches", wrapper.GetConsumptionHistoryPerBranchV2)
 
 	return m
 }
@@ -17217,6 +18656,123 @@ type GetAuthDetailsdefaultJSONResponse struct {
 }
 
 func (response GetAuthDetailsdefaultJSONResponse) VisitGetAuthDetailsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetConsumptionHistoryPerProjectRequestObject struct {
+	Params GetConsumptionHistoryPerProjectParams
+}
+
+type GetConsumptionHistoryPerProjectResponseObject interface {
+	VisitGetConsumptionHistoryPerProjectResponse(w http.ResponseWriter) error
+}
+
+type GetConsumptionHistoryPerProject200JSONResponse ConsumptionPerProject
+
+func (response GetConsumptionHistoryPerProject200JSONResponse) VisitGetConsumptionHistoryPerProjectResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetConsumptionHistoryPerProjectdefaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GetConsumptionHistoryPerProjectdefaultJSONResponse) VisitGetConsumptionHistoryPerProjectResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetConsumptionHistoryPerBranchV2RequestObject struct {
+	Params GetConsumptionHistoryPerBranchV2Params
+}
+
+type GetConsumptionHistoryPerBranchV2ResponseObject interface {
+	VisitGetConsumptionHistoryPerBranchV2Response(w http.ResponseWriter) error
+}
+
+type GetConsumptionHistoryPerBranchV2200JSONResponse ConsumptionPerBranchV2
+
+func (response GetConsumptionHistoryPerBranchV2200JSONResponse) VisitGetConsumptionHistoryPerBranchV2Response(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetConsumptionHistoryPerBranchV2defaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GetConsumptionHistoryPerBranchV2defaultJSONResponse) VisitGetConsumptionHistoryPerBranchV2Response(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetConsumptionHistoryPerProjectV2RequestObject struct {
+	Params GetConsumptionHistoryPerProjectV2Params
+}
+
+type GetConsumptionHistoryPerProjectV2ResponseObject interface {
+	VisitGetConsumptionHistoryPerProjectV2Response(w http.ResponseWriter) error
+}
+
+type GetConsumptionHistoryPerProjectV2200JSONResponse ConsumptionPerProjectV2
+
+func (response GetConsumptionHistoryPerProjectV2200JSONResponse) VisitGetConsumptionHistoryPerProjectV2Response(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetConsumptionHistoryPerProjectV2defaultJSONResponse struct {
+	Body       Error
+	StatusCode int
+}
+
+func (response GetConsumptionHistoryPerProjectV2defaultJSONResponse) VisitGetConsumptionHistoryPerProjectV2Response(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -19747,6 +21303,15 @@ type StrictServerInterface interface {
 	// GetAuthDetails Show what kind of key this is and whose
 	// (GET /auth)
 	GetAuthDetails(ctx context.Context, request GetAuthDetailsRequestObject) (GetAuthDetailsResponseObject, error)
+	// GetConsumptionHistoryPerProject Show what projects used by hour, day or month
+	// (GET /consumption_history/projects)
+	GetConsumptionHistoryPerProject(ctx context.Context, request GetConsumptionHistoryPerProjectRequestObject) (GetConsumptionHistoryPerProjectResponseObject, error)
+	// GetConsumptionHistoryPerBranchV2 Show chosen metrics of branches by hour, day or month, ordered by project and branch
+	// (GET /consumption_history/v2/branches)
+	GetConsumptionHistoryPerBranchV2(ctx context.Context, request GetConsumptionHistoryPerBranchV2RequestObject) (GetConsumptionHistoryPerBranchV2ResponseObject, error)
+	// GetConsumptionHistoryPerProjectV2 Show chosen metrics of projects by hour, day or month, the newest projects first
+	// (GET /consumption_history/v2/projects)
+	GetConsumptionHistoryPerProjectV2(ctx context.Context, request GetConsumptionHistoryPerProjectV2RequestObject) (GetConsumptionHistoryPerProjectV2ResponseObject, error)
 	// GetOrganization Show one organization
 	// (GET /organizations/{org_id})
 	GetOrganization(ctx context.Context, request GetOrganizationRequestObject) (GetOrganizationResponseObject, error)
@@ -20072,6 +21637,84 @@ func (sh *strictHandler) GetAuthDetails(w http.ResponseWriter, r *http.Request) 
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(GetAuthDetailsResponseObject); ok {
 		if err := validResponse.VisitGetAuthDetailsResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetConsumptionHistoryPerProject operation middleware
+func (sh *strictHandler) GetConsumptionHistoryPerProject(w http.ResponseWriter, r *http.Request, params GetConsumptionHistoryPerProjectParams) {
+	var request GetConsumptionHistoryPerProjectRequestObject
+
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetConsumptionHistoryPerProject(ctx, request.(GetConsumptionHistoryPerProjectRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetConsumptionHistoryPerProject")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetConsumptionHistoryPerProjectResponseObject); ok {
+		if err := validResponse.VisitGetConsumptionHistoryPerProjectResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetConsumptionHistoryPerBranchV2 operation middleware
+func (sh *strictHandler) GetConsumptionHistoryPerBranchV2(w http.ResponseWriter, r *http.Request, params GetConsumptionHistoryPerBranchV2Params) {
+	var request GetConsumptionHistoryPerBranchV2RequestObject
+
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetConsumptionHistoryPerBranchV2(ctx, request.(GetConsumptionHistoryPerBranchV2RequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetConsumptionHistoryPerBranchV2")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetConsumptionHistoryPerBranchV2ResponseObject); ok {
+		if err := validResponse.VisitGetConsumptionHistoryPerBranchV2Response(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetConsumptionHistoryPerProjectV2 operation middleware
+func (sh *strictHandler) GetConsumptionHistoryPerProjectV2(w http.ResponseWriter, r *http.Request, params GetConsumptionHistoryPerProjectV2Params) {
+	var request GetConsumptionHistoryPerProjectV2RequestObject
+
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetConsumptionHistoryPerProjectV2(ctx, request.(GetConsumptionHistoryPerProjectV2RequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetConsumptionHistoryPerProjectV2")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetConsumptionHistoryPerProjectV2ResponseObject); ok {
+		if err := validResponse.VisitGetConsumptionHistoryPerProjectV2Response(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/getkin/kin-openapi/openapi3"
 
@@ -34,6 +35,9 @@ var matrix = []struct{ operation, want, query, body string }{
 	{"transferProjectsFromUserToOrg", "yyyynnnn", "", `{"destination_org_id":"org-none","project_ids":["none"]}`},
 	{"acceptProjectTransferRequest", "yyyyyyff", "", ""},
 
+	{"getConsumptionHistoryPerProject", "yynnynff", lastDay, ""},
+	{"getConsumptionHistoryPerProjectV2", "yynnynff", lastDay + "&metrics=compute_unit_seconds", ""},
+	{"getConsumptionHistoryPerBranchV2", "yynnynff", lastDay + "&metrics=compute_unit_seconds&project_ids=none", ""},
 	{"createProject", "yynnynff", "", `{"project":{"org_id":"ORG","region_id":"nowhere"}}`},
 	{"getOrganization", "yynnynff", "", ""},
 	{"getOrganizationMembers", "yynnynff", "", ""},
@@ -91,6 +95,10 @@ var matrix = []struct{ operation, want, query, body string }{
 	{"getProjectBranchRolePassword", "yyynynyn", "", ""},
 	{"resetProjectBranchRolePassword", "yyynynyn", "", ""},
 }
+
+// lastDay asks for the consumption of an organization.
+var lastDay = fmt.Sprintf("?org_id=ORG&granularity=hourly&from=%s&to=%s",
+	time.Now().UTC().Add(-24*time.Hour).Format(time.RFC3339), time.Now().UTC().Format(time.RFC3339))
 
 // person makes a user on the server's machine and returns the key.
 func (s *server) person(t *testing.T, name string) string {

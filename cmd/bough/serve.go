@@ -15,6 +15,7 @@ import (
 	"github.com/boughdb/bough/internal/control"
 	"github.com/boughdb/bough/internal/core"
 	"github.com/boughdb/bough/internal/httpd"
+	"github.com/boughdb/bough/internal/metering"
 	"github.com/boughdb/bough/internal/service"
 )
 
@@ -83,6 +84,7 @@ func serverFlags(f *pflag.FlagSet, c *service.Config) {
 	f.DurationVar(&c.Handshake, "handshake-timeout", 15*time.Second, "how long a Postgres client may take to authenticate")
 	f.DurationVar(&c.ReconcileEvery, "reconcile-every", 30*time.Second, "how often what should be is compared with what is; see bough doctor")
 	f.DurationVar(&c.ReconcilePatience, "reconcile-patience", time.Minute, "how long a difference must last before it is repaired")
+	f.DurationVar(&c.MeteringEvery, "metering-every", metering.DefaultEvery, "how often usage is counted and quotas are enforced")
 	f.IntVar(&c.MaxStarts, "concurrent-starts", 0, "computes that start at once, others queue; 0 means two for each core")
 	f.DurationVar(&c.OperationsKeep, "operations-keep", control.DefaultOperationsKeep, "how long the record of an operation that has ended is kept (six months)")
 	limit := &rateValue{limit: &c.RateLimit}

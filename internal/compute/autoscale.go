@@ -131,6 +131,9 @@ func (m *Manager) apply(u *unit, cu float64) {
 	if group == nil {
 		cu = hi
 	}
+	if !u.meter.since.IsZero() {
+		u.meter.advance(time.Now(), u.metered())
+	}
 	u.size = cu
 	m.mu.Unlock()
 	if group == nil {

@@ -58,7 +58,8 @@ type Sample struct {
 	Active      bool
 	LastActive  time.Time // never before the compute's start
 	Connections int
-	Fingerprint string // changes when roles or databases do; see postgres.Fingerprint
+	Fingerprint string   // changes when roles or databases do; see postgres.Fingerprint
+	LSN         core.LSN // where the WAL ends; 0 on a standby
 }
 
 // Observer is told what happens to running computes. Calls for one endpoint come one after the other, from the compute's
@@ -121,6 +122,7 @@ type unit struct {
 	sizing sync.Mutex    // taken before Manager.mu: one writes to the group at a time
 	group  *cgroup.Group // nil: none; set before the unit runs
 	load   load          // autoscaling's
+	meter  runMeter      // zero until the unit is adopted
 
 	stopErr error    // of a stop, likewise
 	session *session // set before the phase is running
@@ -141,6 +143,7 @@ type Manager struct {
 	mu     sync.Mutex
 	closed bool
 	units  map[string]*unit
+	past   []Reading // of runs that have ended; see Readings
 }
 
 var errClosed = core.Errorf(core.KindUnavailable, "", "the server is shutting down; try again")

@@ -77,6 +77,7 @@ func (m *Manager) exited(u *unit) {
 	}
 	u.proc.Release()
 	m.mu.Lock()
+	m.ended(u)
 	delete(m.units, u.id)
 	close(u.done)
 	m.mu.Unlock()
@@ -121,7 +122,7 @@ func (w *watch) poll(ctx context.Context) {
 		return
 	}
 	m.opts.Observer.ComputeSampled(m.ctx, id, Sample{
-		At: now, Active: a.Active, LastActive: w.lastActive, Connections: a.Connections, Fingerprint: a.Fingerprint,
+		At: now, Active: a.Active, LastActive: w.lastActive, Connections: a.Connections, Fingerprint: a.Fingerprint, LSN: a.LSN,
 	})
 	timeout := m.timeout(w.u)
 	if !a.Active && timeout >= 0 && now.Sub(w.lastActive) >= timeout && ctx.Err() == nil {

@@ -188,6 +188,9 @@ func (m *Manager) adopt(u *unit, proc Process, conn *pgx.Conn, group *cgroup.Gro
 	limits := u.limits
 	m.mu.Unlock()
 	m.apply(u, m.firstSize(limits, group, attached))
+	m.mu.Lock()
+	u.meter = runMeter{since: time.Now(), at: time.Now()}
+	m.mu.Unlock()
 	if lo, hi := m.bounds(limits); group != nil && lo < hi {
 		if usage, err := group.Usage(); err == nil { // so that the first look says something already
 			u.load.at, u.load.usage = time.Now(), usage

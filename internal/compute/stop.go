@@ -60,6 +60,7 @@ func (m *Manager) finish(u *unit, mode StopMode) {
 	if err != nil {
 		u.stopErr = core.Wrap(err, "compute.stop", "")
 	}
+	m.ended(u)
 	delete(m.units, u.id)
 	close(u.done)
 	m.mu.Unlock()

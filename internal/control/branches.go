@@ -218,8 +218,10 @@ func (s *Service) ListBranches(ctx context.Context, c core.Caller, projectID str
 		page.SortOrder = "DESC"
 	}
 	var err error
-	page.Branches, page.Next, err = s.Store.ListBranches(ctx, f)
-	return page, err
+	if page.Branches, page.Next, err = s.Store.ListBranches(ctx, f); err != nil {
+		return page, err
+	}
+	return page, s.addBranchUsage(ctx, projectID, page.Branches)
 }
 
 // CountBranches counts a project's branches; with search, those that ListBranches finds by it.
@@ -256,13 +258,19 @@ func (s *Service) SetDefaultBranch(ctx context.Context, c core.Caller, projectID
 		saved, err = q.SetDefaultBranch(ctx, projectID, id)
 		return err
 	})
+	if err == nil {
+		saved, err = s.withUsage(ctx, saved)
+	}
 	return BranchResult{Branch: saved}, err
 }
 
 // GetBranch returns one branch.
 func (s *Service) GetBranch(ctx context.Context, c core.Caller, projectID, id string) (core.Branch, error) {
 	_, b, err := s.branch(ctx, c, projectID, id)
-	return b, err
+	if err != nil {
+		return b, err
+	}
+	return s.withUsage(ctx, b)
 }
 
 // UpdateBranch renames or protects a branch, or says when it is deleted.
@@ -306,6 +314,7 @@ func (s *Service) UpdateBranch(ctx context.Context, c core.Caller, projectID, id
 	})
 	if err == nil {
 		s.noteExpiry(saved)
+		saved, err = s.withUsage(ctx, saved)
 	}
 	return BranchResult{Branch: saved, Operations: []core.Operation{}}, err
 }
@@ -331,7 +340,8 @@ func (s *Service) DeleteBranch(ctx context.Context, c core.Caller, projectID, id
 		return BranchResult{}, err
 	}
 	s.Queue.Kick(id)
-	return out, nil
+	out.Branch, err = s.withUsage(ctx, out.Branch)
+	return out, err
 }
 
 // deletable refuses to delete a branch, whose row q has locked, by the rules.

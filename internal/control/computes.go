@@ -248,7 +248,7 @@ func (s *Service) startCompute(ctx context.Context, b core.Branch, op core.Opera
 	if e.Disabled {
 		return idle, nil
 	}
-	if err := s.full.check(); err != nil {
+	if err := errors.Join(s.full.check(), s.withinQuota(ctx, s.Store.Q, e)); err != nil {
 		return nil, err
 	}
 	var ready compute.Ready
@@ -320,6 +320,7 @@ func (s *Service) downUnless(ctx context.Context, b core.Branch, computeID strin
 	}
 	s.primaryChanged(ctx, b) // before its WAL is trimmed
 	s.trim(ctx, ref(b))
+	s.meterStopped(ctx, b)
 	return func(ctx context.Context, q store.Q) error {
 		if err := q.DeleteHandle(ctx, computeID); err != nil || catalog == nil {
 			return err

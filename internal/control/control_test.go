@@ -65,7 +65,7 @@ func TestSettings(t *testing.T) {
 		`{"hipaa":true}`:                                                                                             "settings.hipaa is not supported",
 		`{"audit_log_level":"base"}`:                                                                                 "",
 		`{"enable_logical_replication":true}`:                                                                        "",
-		`{"quota":{"logical_size_bytes":1}}`:                                                                         "settings.quota is not built",
+		`{"quota":{"logical_size_bytes":1}}`:                                                                         "",
 		`{"quota":{"logical_size_bytes":-1}}`:                                                                        "must not be negative",
 		`{"hipaa":"yes"}`:                                                                                            "hipaa must not be a string",
 		`[]`:                                                                                                         "must be an object",

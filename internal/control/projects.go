@@ -62,15 +62,18 @@ func (s *Service) installed(ctx context.Context, major int) (postgres.Build, err
 	return b, err
 }
 
-// runnable refuses, before anything is changed, to start a compute of a project while the storage is full or its major
-// version is not there.
-func (s *Service) runnable(ctx context.Context, q store.Q, projectID string) error {
+// runnable refuses, before anything is changed, to start an endpoint's compute while the storage is full, the major version
+// is not there, or a quota is used up.
+func (s *Service) runnable(ctx context.Context, q store.Q, e core.Endpoint) error {
 	if err := s.full.check(); err != nil {
 		return err
 	}
-	project, err := q.Project(ctx, projectID)
+	project, err := q.Project(ctx, e.ProjectID)
 	if err == nil {
 		_, err = s.installed(ctx, project.PGVersion)
+	}
+	if err == nil && quotaOf(project.Settings) != (quota{}) {
+		err = s.withinQuota(ctx, q, e)
 	}
 	return err
 }
@@ -237,7 +240,10 @@ func (s *Service) ListProjects(ctx context.Context, c core.Caller, p ListProject
 		return ProjectPage{}, core.Invalidf("org_id is required with an organization API key; it is %s", c.OrgID)
 	}
 	list, err := s.Store.ListProjects(ctx, f)
-	return s.projectPage(list, p.Cursor), err
+	if err != nil {
+		return ProjectPage{}, err
+	}
+	return s.projectPage(ctx, list, p.Cursor)
 }
 
 // pageSize is the number of projects on a page; 0 asks for the default.
@@ -252,13 +258,15 @@ func pageSize(asked int) (int, error) {
 }
 
 // projectPage is a page that was asked for with a cursor.
-func (s *Service) projectPage(list []core.Project, cursor string) ProjectPage {
+func (s *Service) projectPage(ctx context.Context, list []core.Project, cursor string) (ProjectPage, error) {
 	page := ProjectPage{Projects: make([]ProjectView, len(list)), Cursor: cursor}
+	views := make([]*ProjectView, len(list))
 	for i, project := range list {
 		page.Projects[i] = s.projectView(project)
+		views[i] = &page.Projects[i]
 		page.Cursor = project.ID
 	}
-	return page
+	return page, s.addProjectUsage(ctx, views...)
 }
 
 // GetProject returns one project.
@@ -268,6 +276,9 @@ func (s *Service) GetProject(ctx context.Context, c core.Caller, id string) (Pro
 		return ProjectView{}, err
 	}
 	v := s.projectView(p)
+	if err := s.addProjectUsage(ctx, &v); err != nil {
+		return v, err
+	}
 	org, err := s.Store.Organization(ctx, p.OrgID)
 	if err != nil {
 		return v, err
@@ -355,7 +366,8 @@ func (s *Service) UpdateProject(ctx context.Context, c core.Caller, id string, p
 	for _, branchID := range kick {
 		s.Queue.Kick(branchID)
 	}
-	return ProjectResult{Project: s.projectView(saved), Operations: operations}, nil
+	out := ProjectResult{Project: s.projectView(saved), Operations: operations}
+	return out, s.addProjectUsage(ctx, &out.Project)
 }
 
 // DeleteProject deletes a project with everything in it.
@@ -396,7 +408,8 @@ func (s *Service) DeleteProject(ctx context.Context, c core.Caller, id string) (
 	for _, b := range branches {
 		s.Queue.Kick(b.ID)
 	}
-	return s.projectView(project), nil
+	v := s.projectView(project)
+	return v, s.addProjectUsage(ctx, &v)
 }
 
 // ConnectionURI builds a connection string with the role's password.

@@ -61,9 +61,11 @@ func (s *Service) adoptComputes(ctx context.Context) error {
 		case up:
 			err = s.Store.EndpointActive(ctx, e.ID, time.Now())
 		case !sleeps && e.State == core.EndpointActive && e.PendingState == "":
+			s.meterEnd(ctx, e)
 			err = s.restart(ctx, e.ID, "ended while the server was away", false)
 		default:
 			s.log.Info("a compute ended while the server was away", "endpoint_id", e.ID)
+			s.meterEnd(ctx, e)
 			if err = s.Store.EndpointIdle(ctx, e.ID); err == nil {
 				if isReplica(e) {
 					err = s.removeReplica(ctx, e.ID)

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -133,10 +134,13 @@ func (s *Service) createTimeline(ctx context.Context, b core.Branch) (ops.Commit
 	if err := s.ensureTemplate(ctx, build); err != nil {
 		return nil, err
 	}
-	if _, err := s.fork(ctx, templateRef(build.Major), ref(b), nil); err != nil {
+	res, err := s.fork(ctx, templateRef(build.Major), ref(b), nil)
+	if err != nil {
 		return nil, err
 	}
-	return func(ctx context.Context, q store.Q) error { return q.BranchReady(ctx, b.ID, 0, nil, true) }, nil
+	return func(ctx context.Context, q store.Q) error {
+		return errors.Join(q.BranchReady(ctx, b.ID, 0, nil, true), q.StartBranchMeter(ctx, b.ID, b.ProjectID, res.LSN))
+	}, nil
 }
 
 // gone turns a missing row into an error that is not tried again with a message for the operation.
@@ -195,7 +199,9 @@ func (s *Service) createBranch(ctx context.Context, b core.Branch) (ops.Commit, 
 			s.log.Warn("cannot note that a branch has no subscriptions", "branch_id", b.ID, "error", err)
 		}
 	}
-	return func(ctx context.Context, q store.Q) error { return q.BranchReady(ctx, b.ID, res.LSN, &res.Time, true) }, nil
+	return func(ctx context.Context, q store.Q) error {
+		return errors.Join(q.BranchReady(ctx, b.ID, res.LSN, &res.Time, true), q.StartBranchMeter(ctx, b.ID, b.ProjectID, res.LSN))
+	}, nil
 }
 
 // deleteTimeline removes a branch: its computes, its files, its rows. Nothing else needs its files: children own copies,
@@ -226,6 +232,7 @@ func (s *Service) deleteTimeline(ctx context.Context, b core.Branch) (ops.Commit
 		return nil, err
 	}
 	s.seen.Delete(b.ID)
+	s.measured.Delete(b.ID)
 	return func(ctx context.Context, q store.Q) error {
 		if err := q.AwaitProject(ctx, b.ProjectID); err != nil {
 			return err

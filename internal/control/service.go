@@ -43,6 +43,16 @@ type Recorder interface {
 	Repaired(kind string)
 }
 
+// Meter is told what computes do between its counts; see metering.Meter. Its methods must not block.
+type Meter interface {
+	// Wrote notes where the WAL of a branch ends.
+	Wrote(branchID string, lsn core.LSN)
+	// Sized notes that the logical size of a branch was looked at, and how much WAL it keeps, in bytes; -1: unknown.
+	Sized(branchID string, history int64)
+	// EndedAway notes that the last run of an endpoint's compute, of cu compute units, ended while no server watched.
+	EndedAway(endpointID string, at time.Time, cu float64)
+}
+
 // Addressing says how clients reach the server.
 type Addressing struct {
 	Domain   string // endpoints are ep-….<Domain>
@@ -69,6 +79,7 @@ type Options struct {
 	Reconcile  ReconcileOptions
 	Addressing Addressing
 	Recorder   Recorder
+	Meter      Meter
 
 	OperationsKeep time.Duration // how long the record of an operation is kept; 0: DefaultOperationsKeep
 	Log            *slog.Logger
@@ -90,6 +101,7 @@ type Service struct {
 	drift     reconciler
 	replicas  replicas
 	dumps     *semaphore.Weighted // of schemas, at once
+	measured  sync.Map // branch id → sizing
 
 	post     Post
 	letters  chan struct{} // wakes who sends them

@@ -29,7 +29,10 @@ func (s *Service) ListSharedProjects(ctx context.Context, c core.Caller, p ListP
 		return ProjectPage{}, err
 	}
 	list, err := s.Store.SharedProjects(ctx, c.UserEmail, store.ProjectFilter{OrgIDs: c.OrgIDs, Search: p.Search, After: p.Cursor, Limit: limit})
-	return s.projectPage(list, p.Cursor), err
+	if err != nil {
+		return ProjectPage{}, err
+	}
+	return s.projectPage(ctx, list, p.Cursor)
 }
 
 // ListPermissions returns with whom a project is shared.

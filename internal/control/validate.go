@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -171,25 +172,6 @@ const defaultSettings = `{
 	"hipaa": false
 }`
 
-// unbuiltSettings are settings that later work will honour; until then only the value that asks for nothing is taken.
-type unbuiltSettings struct {
-	Quota map[string]int64 `json:"quota"`
-}
-
-func (u unbuiltSettings) check() error {
-	asks := false
-	for name, v := range u.Quota {
-		if v < 0 {
-			return core.Invalidf("settings.quota.%s must not be negative", clip(name))
-		}
-		asks = asks || v > 0
-	}
-	if asks {
-		return notBuilt("settings.quota")
-	}
-	return nil
-}
-
 // cloudSettings mean nothing on one's own machine: what they ask for cannot be promised.
 type cloudSettings struct {
 	BlockVPC bool `json:"block_vpc_connections"`
@@ -214,16 +196,16 @@ func notHere(what, why string) error {
 var clockForm = regexp.MustCompile(`^([01][0-9]|2[0-3]):[0-5][0-9]$`)
 
 // mergeSettings puts what was sent over what there is, key by key at the top level and within allowed_ips (a change of
-// protected_branches_only alone must not empty the list), and checks it.
+// protected_branches_only alone must not empty the list) and quota, and checks it.
 func mergeSettings(cur, sent json.RawMessage) (json.RawMessage, error) {
-	out, err := mergeObjects("settings", cur, sent, "allowed_ips")
+	out, err := mergeObjects("settings", cur, sent, "allowed_ips", "quota")
 	if err != nil {
 		return nil, err
 	}
 	var asked struct {
-		unbuiltSettings
 		cloudSettings
 		accessSettings
+		Quota              quota              `json:"quota"`
 		LogicalReplication bool               `json:"enable_logical_replication"`
 		Window             *maintenanceWindow `json:"maintenance_window"`
 		Preload            preloadSettings    `json:"preload_libraries"`
@@ -235,7 +217,7 @@ func mergeSettings(cur, sent json.RawMessage) (json.RawMessage, error) {
 		return nil, core.Errorf(core.KindUnprocessable, "LOGICAL_REPLICATION_ENABLED",
 			"settings.enable_logical_replication cannot be turned off again, because replication slots need it; send true or leave it out")
 	}
-	for _, err := range []error{asked.unbuiltSettings.check(), asked.cloudSettings.check(), asked.accessSettings.check()} {
+	for _, err := range []error{asked.cloudSettings.check(), asked.accessSettings.check(), asked.Quota.check()} {
 		if err != nil {
 			return nil, err
 		}
@@ -249,7 +231,7 @@ func mergeSettings(cur, sent json.RawMessage) (json.RawMessage, error) {
 }
 
 // mergeObjects puts the keys of sent over those of cur; null leaves a key alone. The values of deep are merged the same way.
-func mergeObjects(what string, cur, sent json.RawMessage, deep string) (json.RawMessage, error) {
+func mergeObjects(what string, cur, sent json.RawMessage, deep ...string) (json.RawMessage, error) {
 	merged := map[string]json.RawMessage{}
 	for _, doc := range []json.RawMessage{cur, sent} {
 		if len(doc) == 0 {
@@ -263,9 +245,9 @@ func mergeObjects(what string, cur, sent json.RawMessage, deep string) (json.Raw
 			if string(v) == "null" {
 				continue
 			}
-			if k == deep && merged[k] != nil {
+			if slices.Contains(deep, k) && merged[k] != nil {
 				var err error
-				if v, err = mergeObjects(what+"."+k, merged[k], v, ""); err != nil {
+				if v, err = mergeObjects(what+"."+k, merged[k], v); err != nil {
 					return nil, err
 				}
 			}

@@ -165,9 +165,14 @@ func (s *Service) suspend(ctx context.Context, id, reason string) error {
 func (w Watcher) ComputeSampled(ctx context.Context, id string, sample compute.Sample) {
 	s := w.S
 	err := func() error {
-		e, err := s.Store.Endpoint(ctx, id)
+		e, _, settings, err := s.Store.EndpointAccess(ctx, id)
 		if err != nil {
 			return err
+		}
+		if !isReplica(e) {
+			if err := s.meterLook(ctx, e, sample.LSN, quotaOf(settings).LogicalSize > 0); err != nil {
+				return err
+			}
 		}
 		if isReplica(e) { // its catalog is its primary's, a moment ago
 			if err := s.tendReplica(ctx, e); err != nil {

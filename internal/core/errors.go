@@ -18,6 +18,7 @@ const (
 	KindUnauthorized               // 401: no key, or one that is not valid
 	KindForbidden                  // 403: the key may not do this
 	KindNotFound                   // 404: missing, or not visible to the key
+	KindNotAcceptable              // 406: what is asked for lies outside of what there is
 	KindConflict                   // 409: a name is taken
 	KindGone                       // 410: existed once
 	KindPrecondition               // 412: the resource is not in the mode that the call needs

@@ -2,6 +2,7 @@ package core
 
 import (
 	"crypto/rand"
+	"crypto/sha1"
 	"math/big"
 	"regexp"
 	"strings"
@@ -68,7 +69,20 @@ func NewUUID() string {
 	if _, err := rand.Read(b[:]); err != nil {
 		panic(err)
 	}
-	b[6] = b[6]&0x0f | 0x40
+	return formatUUID(b, 4)
+}
+
+// derived is the namespace of DerivedUUID, a random UUID.
+const derived = "\x6f\x1c\x9a\xd4\x21\x8e\x4b\x7f\x93\x05\xe8\x47\x2d\xb6\x50\x1b"
+
+// DerivedUUID makes a UUID (version 5, RFC 9562) that is always the same for one text. It is a name, not a proof.
+func DerivedUUID(text string) string {
+	sum := sha1.Sum([]byte(derived + text))
+	return formatUUID([16]byte(sum[:16]), 5)
+}
+
+func formatUUID(b [16]byte, version byte) string {
+	b[6] = b[6]&0x0f | version<<4
 	b[8] = b[8]&0x3f | 0x80
 	const hex = "0123456789abcdef"
 	out := make([]byte, 0, 36)

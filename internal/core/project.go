@@ -15,25 +15,22 @@ type EndpointDefaults struct {
 
 // Project owns branches; everything in it runs one major version of PostgreSQL.
 type Project struct {
-	ID                 string
-	OrgID              string
-	CreatedBy          string // user id; "" when made with an organization's key
-	Name               string
-	RegionID           string
-	PGVersion          int // major: 14 … 18
-	Provisioner        string
-	Defaults           EndpointDefaults
-	Settings           json.RawMessage // the API's ProjectSettings, kept as sent and completed with defaults
-	StorePasswords     bool
-	HistoryRetention   int64 // seconds
-	ComputeLastActive  *time.Time
-	CreatedAt          time.Time
-	UpdatedAt          time.Time
-	Deleting           bool
-	ActiveTimeSeconds  int64
-	ComputeTimeSeconds int64
-	WrittenDataBytes   int64
-	DataTransferBytes  int64
+	ID                string
+	OrgID             string
+	CreatedBy         string // user id; "" when made with an organization's key
+	Name              string
+	RegionID          string
+	PGVersion         int // major: 14 … 18
+	Provisioner       string
+	Defaults          EndpointDefaults
+	Settings          json.RawMessage // the API's ProjectSettings, kept as sent and completed with defaults
+	StorePasswords    bool
+	HistoryRetention  int64 // seconds
+	ComputeLastActive *time.Time
+	CreatedAt         time.Time
+	UpdatedAt         time.Time
+	Deleting          bool
+	Usage             Usage // of the consumption period; not read everywhere
 }
 
 // BranchState is what a branch is, or is becoming.
@@ -71,6 +68,7 @@ type Branch struct {
 	UpdatedAt       time.Time
 	Annotation      map[string]string
 	AnnotatedAt     *time.Time
+	Usage           Usage // of the consumption period; not read everywhere
 
 	// Storage, not shown to clients.
 	VolumeID    string          // "" until the volume exists

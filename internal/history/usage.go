@@ -59,3 +59,27 @@ func (d *Dirs) Usage(ctx context.Context) (branches map[string]Usage, total int6
 	}
 	return branches, total, nil
 }
+
+// Kept is the disk space of a branch's WAL, in bytes. What it shares with other branches counts with its part: all branches
+// together keep what there is.
+func (d *Dirs) Kept(ctx context.Context, branch string) (int64, error) {
+	var kept int64
+	err := filepath.WalkDir(filepath.Join(d.root, branch), func(path string, e fs.DirEntry, err error) error {
+		if err == nil {
+			err = ctx.Err()
+		}
+		var st unix.Stat_t
+		if err == nil {
+			err = unix.Lstat(path, &st)
+		}
+		if errors.Is(err, os.ErrNotExist) {
+			return nil // recycled meanwhile
+		}
+		if err != nil || e.IsDir() {
+			return err
+		}
+		kept += st.Blocks * 512 / max(int64(st.Nlink), 1)
+		return nil
+	})
+	return kept, wrap(err, "history.kept")
+}

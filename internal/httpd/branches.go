@@ -156,6 +156,7 @@ func (h *handlers) ListProjectBranchEndpoints(ctx context.Context, req api.ListP
 
 func branch(b core.Branch) api.Branch {
 	isDefault := b.Default
+	computed := seconds(b.Usage.Compute)
 	out := api.Branch{
 		ID:              b.ID,
 		ProjectID:       b.ProjectID,
@@ -174,6 +175,12 @@ func branch(b core.Branch) api.Branch {
 		UpdatedAt:       stamp(b.UpdatedAt),
 		ExpiresAt:       optStamp(b.ExpiresAt),
 		InitSource:      opt(b.InitSource),
+
+		ActiveTimeSeconds:  seconds(b.Usage.Active),
+		ComputeTimeSeconds: computed,
+		CPUUsedSec:         computed,
+		WrittenDataBytes:   b.Usage.Written,
+		DataTransferBytes:  b.Usage.Transferred,
 	}
 	if b.TTL > 0 {
 		out.TTLIntervalSeconds = opt(int64(b.TTL / time.Second))

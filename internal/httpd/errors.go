@@ -27,6 +27,7 @@ var kinds = map[core.Kind]struct {
 	core.KindUnauthorized:   {http.StatusUnauthorized, "UNAUTHORIZED", 0},
 	core.KindForbidden:      {http.StatusForbidden, "FORBIDDEN", 0},
 	core.KindNotFound:       {http.StatusNotFound, "RESOURCE_NOT_FOUND", 0},
+	core.KindNotAcceptable:  {http.StatusNotAcceptable, "NOT_ACCEPTABLE", 0},
 	core.KindConflict:       {http.StatusConflict, "CONFLICT", 0},
 	core.KindGone:           {http.StatusGone, "GONE", 0},
 	core.KindPrecondition:   {http.StatusPreconditionFailed, "PRECONDITION_FAILED", 0},

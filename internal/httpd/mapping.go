@@ -69,13 +69,6 @@ func platform(region string) string {
 	return p
 }
 
-// period returns the calendar month in which t lies: usage is counted by it.
-func period(t time.Time) (start, end time.Time) {
-	t = t.UTC()
-	start = time.Date(t.Year(), t.Month(), 1, 0, 0, 0, 0, time.UTC)
-	return start, start.AddDate(0, 1, 0)
-}
-
 // gone tells that a DELETE found nothing of its own kind to delete, which the API answers with 204. What the thing
 // belongs to must exist: a missing project is a 404.
 func gone(err error, code string) bool {

@@ -230,23 +230,24 @@ func sizeLimit(s *api.ProjectSettings) int64 {
 func (h *handlers) project(p control.ProjectView) api.Project {
 	settings := projectSettings(p.Settings)
 	limit := sizeLimit(settings)
-	start, end := period(h.now())
+	start, end := core.ConsumptionPeriod(h.now())
 	if p.CreatedAt.After(start) {
 		start = stamp(p.CreatedAt)
 	}
-	var synthetic int64
+	computed := seconds(p.Usage.Compute)
 	return api.Project{
-		ActiveTimeSeconds:           p.ActiveTimeSeconds,
+		ActiveTimeSeconds:           seconds(p.Usage.Active),
 		BranchLogicalSizeLimit:      limit >> 20,
 		BranchLogicalSizeLimitBytes: limit,
 		ComputeLastActiveAt:         optStamp(p.ComputeLastActive),
-		ComputeTimeSeconds:          p.ComputeTimeSeconds,
+		ComputeTimeSeconds:          computed,
 		ConsumptionPeriodStart:      start,
 		ConsumptionPeriodEnd:        end,
-		CPUUsedSec:                  p.ComputeTimeSeconds,
+		CPUUsedSec:                  computed,
 		CreatedAt:                   stamp(p.CreatedAt),
 		CreationSource:              creationSource,
-		DataTransferBytes:           p.DataTransferBytes,
+		DataTransferBytes:           p.Usage.Transferred,
+		DataStorageBytesHour:        p.Usage.StorageHours(),
 		DefaultEndpointSettings:     defaultSettings(p.Defaults),
 		HistoryRetentionSeconds:     p.HistoryRetention,
 		ID:                          p.ID,
@@ -260,9 +261,9 @@ func (h *handlers) project(p control.ProjectView) api.Project {
 		RegionID:                    p.RegionID,
 		Settings:                    settings,
 		StorePasswords:              p.StorePasswords,
-		SyntheticStorageSize:        &synthetic,
+		SyntheticStorageSize:        &p.Usage.Storage,
 		UpdatedAt:                   stamp(p.UpdatedAt),
-		WrittenDataBytes:            p.WrittenDataBytes,
+		WrittenDataBytes:            p.Usage.Written,
 	}
 }
 

@@ -36,6 +36,7 @@ type UseCases interface {
 	Sharing
 	JWKS
 	Invitations
+	Metering
 }
 
 // Projects are the use cases of projects.
@@ -182,6 +183,12 @@ type Invitations interface {
 	CreateInvitations(ctx context.Context, c core.Caller, orgID string, list []control.Invite) ([]control.InvitationMade, error)
 	Invitation(ctx context.Context, token string) (core.Invitation, error)
 	AcceptInvitation(ctx context.Context, token, name string) (control.Welcome, error)
+}
+
+// Metering are the use cases of what was used.
+type Metering interface {
+	ProjectConsumption(ctx context.Context, c core.Caller, p control.Consumption) (control.ConsumptionPage, error)
+	BranchConsumption(ctx context.Context, c core.Caller, p control.Consumption) (control.ConsumptionPage, error)
 }
 
 var (

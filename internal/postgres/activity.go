@@ -16,6 +16,7 @@ type Activity struct {
 	Connections int       // client sessions, walsenders included
 	Sessions    int64     // sessions ever started in users' databases; a change means someone came since the last look
 	Fingerprint string    // as Fingerprint gives it
+	LSN         core.LSN  // where the durable WAL ends; 0 in recovery
 }
 
 // Sessions that came and went between two looks leave no row in pg_stat_activity, so the counter of pg_stat_database is
@@ -28,7 +29,8 @@ const activitySQL = `SELECT
 	count(*) FILTER (WHERE backend_type IN ('client backend', 'walsender')),
 	(SELECT coalesce(sum(sessions), 0)::bigint FROM pg_stat_database
 		WHERE datname IS NOT NULL AND datname NOT IN ('` + AdminDatabase + `', 'template0', 'template1')),
-	` + fingerprintSQL + `
+	` + fingerprintSQL + `,
+	CASE WHEN pg_is_in_recovery() THEN 0 ELSE (pg_current_wal_flush_lsn() - '0/0')::bigint END
 FROM pg_stat_activity
 WHERE backend_type LIKE 'logical replication%worker'
 	OR (backend_type IN ('client backend', 'walsender') AND usename IS DISTINCT FROM '` + AdminRole + `')`
@@ -37,7 +39,7 @@ WHERE backend_type LIKE 'logical replication%worker'
 func ReadActivity(ctx context.Context, conn *pgx.Conn) (Activity, error) {
 	var a Activity
 	var last *time.Time
-	if err := conn.QueryRow(ctx, activitySQL).Scan(&a.Active, &last, &a.Connections, &a.Sessions, &a.Fingerprint); err != nil {
+	if err := conn.QueryRow(ctx, activitySQL).Scan(&a.Active, &last, &a.Connections, &a.Sessions, &a.Fingerprint, &a.LSN); err != nil {
 		return Activity{}, core.Wrap(err, "postgres.read_activity", "")
 	}
 	switch {

@@ -38,6 +38,6 @@ type Meter interface {
 	// SessionOpened is called when a client has authenticated, before the compute is woken.
 	SessionOpened(endpointID string)
 	SessionClosed(endpointID string)
-	// Transferred adds bytes of the Postgres protocol, without TLS; about every MiB and at a session's end.
+	// Transferred adds bytes of the Postgres protocol, without TLS; about every MiB, at Server.Report and at a session's end.
 	Transferred(endpointID string, fromClient, toClient int64)
 }

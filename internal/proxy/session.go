@@ -196,8 +196,20 @@ func (sess *session) count(fromClient, toClient int64) {
 	if toClient > 0 {
 		s.stats.toClients.Add(toClient)
 	}
-	if sess.unmetered.fromClient.Add(fromClient) >= meterEvery || sess.unmetered.toClient.Add(toClient) >= meterEvery {
+	from, to := sess.unmetered.fromClient.Add(fromClient), sess.unmetered.toClient.Add(toClient)
+	if max(from, to) >= meterEvery {
 		sess.report()
+	}
+}
+
+// Report tells the Meter what open sessions have moved since it was told last.
+func (s *Server) Report() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, set := range s.sessions {
+		for sess := range set {
+			sess.report()
+		}
 	}
 }
 

@@ -49,6 +49,7 @@ type Config struct {
 	Handshake    time.Duration // limit of a client's handshake
 	// How often what should be is compared with what is, and how long a difference must last before it is repaired.
 	ReconcileEvery, ReconcilePatience time.Duration
+	MeteringEvery                     time.Duration   // how often usage is counted; 0 chooses
 	MaxStarts                         int             // computes that start at once; 0 chooses
 	OperationsKeep                    time.Duration   // how long the record of an operation that has ended is kept; 0 chooses
 	PublicURL                         string          // where people reach the server: the start of links; "" is where it listens
@@ -103,6 +104,9 @@ func (c *Config) check() error {
 	}
 	if c.OperationsKeep < 0 {
 		return core.Invalidf("--operations-keep must not be negative")
+	}
+	if c.MeteringEvery < 0 || c.MeteringEvery > time.Hour {
+		return core.Invalidf("--metering-every must be between 0 and 1h")
 	}
 	if c.MaxStarts < 0 {
 		return core.Invalidf("--concurrent-starts must not be negative")

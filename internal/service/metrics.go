@@ -12,6 +12,7 @@ import (
 	"github.com/boughdb/bough/internal/compute"
 	"github.com/boughdb/bough/internal/control"
 	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/metering"
 	"github.com/boughdb/bough/internal/storage"
 )
 
@@ -89,6 +90,20 @@ func (m *metrics) Transferred(_ string, fromClient, toClient int64) {
 	m.bytes.WithLabelValues("to_client").Add(float64(toClient))
 }
 
+// doorMeter counts what passes the door for the metrics and for the usage of branches.
+type doorMeter struct {
+	*metrics
+	usage *metering.Meter
+}
+
+// Transferred implements proxy.Meter.
+func (d doorMeter) Transferred(endpointID string, fromClient, toClient int64) {
+	d.metrics.Transferred(endpointID, fromClient, toClient)
+	if toClient > 0 {
+		d.usage.Transferred(endpointID, toClient)
+	}
+}
+
 // lookCollector reads gauges at every scrape.
 type lookCollector struct {
 	ctx       context.Context // the collector's interface has none
@@ -97,6 +112,7 @@ type lookCollector struct {
 	endpoints func(ctx context.Context) (map[string]int, error)
 	drifts    func() map[string]int
 	replicas  func() map[string]control.ReplicaLag
+	meter     *metering.Meter
 }
 
 var (
@@ -108,6 +124,10 @@ var (
 	queuedDesc   = prometheus.NewDesc("bough_compute_starts_queued", "Starts of computes that wait for their turn.", nil, nil)
 	lagBytesDesc = prometheus.NewDesc("bough_replica_lag_bytes", "WAL of the primary that a running replica has not replayed.", []string{"endpoint"}, nil)
 	lagDesc      = prometheus.NewDesc("bough_replica_lag_seconds", "Age of the oldest change that a running replica has not replayed.", []string{"endpoint"}, nil)
+	countsDesc   = prometheus.NewDesc("bough_metering_total", "Counts of usage by their result.", []string{"result"}, nil)
+	activeDesc   = prometheus.NewDesc("bough_usage_active_seconds_total", "Time that computes ran, as counted by this server.", nil, nil)
+	computeDesc  = prometheus.NewDesc("bough_usage_compute_unit_seconds_total", "The same, times their size.", nil, nil)
+	writtenDesc  = prometheus.NewDesc("bough_usage_written_bytes_total", "WAL of branches, as counted by this server.", nil, nil)
 	deletingDesc = prometheus.NewDesc("bough_storage_deleting_volumes", "Deleted volumes whose space is not free yet.", nil, nil)
 	freeDesc     = prometheus.NewDesc("bough_storage_free_bytes", "Free space.", []string{"place"}, nil)
 )
@@ -127,6 +147,10 @@ func (c *lookCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- driftDesc
 	ch <- lagBytesDesc
 	ch <- lagDesc
+	ch <- countsDesc
+	ch <- activeDesc
+	ch <- computeDesc
+	ch <- writtenDesc
 }
 
 // Collect implements prometheus.Collector.
@@ -154,6 +178,12 @@ func (c *lookCollector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(lagBytesDesc, prometheus.GaugeValue, float64(lag.Bytes), id)
 		ch <- prometheus.MustNewConstMetric(lagDesc, prometheus.GaugeValue, lag.Delay.Seconds(), id)
 	}
+	counted := c.meter.Counted()
+	ch <- prometheus.MustNewConstMetric(countsDesc, prometheus.CounterValue, float64(counted.Counts-counted.Failures), "ok")
+	ch <- prometheus.MustNewConstMetric(countsDesc, prometheus.CounterValue, float64(counted.Failures), "error")
+	ch <- prometheus.MustNewConstMetric(activeDesc, prometheus.CounterValue, counted.Active.Seconds())
+	ch <- prometheus.MustNewConstMetric(computeDesc, prometheus.CounterValue, counted.Compute.Seconds())
+	ch <- prometheus.MustNewConstMetric(writtenDesc, prometheus.CounterValue, float64(counted.Written))
 	if n, err := c.pool.Deleting(ctx); err == nil {
 		ch <- prometheus.MustNewConstMetric(deletingDesc, prometheus.GaugeValue, float64(n))
 	}

@@ -27,6 +27,7 @@ import (
 	"github.com/boughdb/bough/internal/history"
 	"github.com/boughdb/bough/internal/httpd"
 	"github.com/boughdb/bough/internal/mail"
+	"github.com/boughdb/bough/internal/metering"
 	"github.com/boughdb/bough/internal/ops"
 	"github.com/boughdb/bough/internal/postgres"
 	"github.com/boughdb/bough/internal/proxy"
@@ -42,6 +43,7 @@ const (
 	readTimeout       = 60 * time.Second
 	idleTimeout       = 2 * time.Minute
 	maxHeaderBytes    = 64 << 10
+	maxPoll           = 5 * time.Second // between two looks at a compute
 )
 
 // AdminFile is what DIR/admin.json holds: all that a client on this machine needs.
@@ -184,16 +186,23 @@ func (s *Server) start(ctx context.Context) error {
 	s.operator = newOperatorDoor(s.layout.operatorSocket(), s.operatorHandler(), s.log)
 	groups, ungrouped := s.groups()
 	watcher := &control.Watcher{}
+	every := cmp.Or(s.cfg.MeteringEvery, metering.DefaultEvery)
 	background := context.WithoutCancel(ctx)
 	computes := compute.NewManager(background, compute.Options{
 		Driver: s.driver, RunDir: s.layout.runDir(), LogDir: s.layout.logs(), Cred: cred, Observer: watcher, Log: s.log,
-		Groups: groups, Ungrouped: ungrouped, MaxStarts: s.cfg.MaxStarts,
+		Groups: groups, Ungrouped: ungrouped, MaxStarts: s.cfg.MaxStarts, MaxPoll: min(every, maxPoll),
 	})
 	s.onClose(func(context.Context) { computes.Close() })
 	queue, err := ops.New(ctx, s.store, s.log)
 	if err != nil {
 		return err
 	}
+	var door *proxy.Server
+	meter := metering.New(metering.Options{
+		Store: s.store, Computes: computes, Every: every, Log: s.log,
+		Report:  func() { door.Report() },
+		Counted: func(ctx context.Context, projects []string) { s.control.EnforceQuotas(ctx, projects) },
+	})
 	s.control = control.New(control.Options{
 		Store: s.store, Queue: queue, Computes: computes, Driver: s.driver, Volumes: pool, WAL: history.NewDirs(s.layout.path("wal"), uid, gid),
 		Builds: installed, Inspector: postgres.NewInspector(s.layout.builds(), cred),
@@ -203,12 +212,12 @@ func (s *Server) start(ctx context.Context) error {
 			Checks: []func(context.Context) []control.Finding{s.checks},
 		},
 		Addressing: control.Addressing{Domain: s.cfg.Domain, Region: s.cfg.Region, Resolves: resolves(ctx, s.cfg.Domain)},
-		Recorder:   s.metrics, Log: s.log, OperationsKeep: s.cfg.OperationsKeep,
+		Recorder:   s.metrics, Meter: meter, Log: s.log, OperationsKeep: s.cfg.OperationsKeep,
 	})
 	watcher.S = s.control
 	s.metrics.watch(&lookCollector{
 		ctx: background, computes: computes, pool: pool, endpoints: s.store.CountEndpoints, drifts: s.control.DriftCounts,
-		replicas: s.control.ReplicaLags,
+		replicas: s.control.ReplicaLags, meter: meter,
 	})
 	if err := s.control.Recover(ctx); err != nil {
 		return err
@@ -216,16 +225,18 @@ func (s *Server) start(ctx context.Context) error {
 	if err := computes.Sweep(ctx); err != nil {
 		return err
 	}
+	s.onClose(func(context.Context) { meter.Stop() }) // after the doors and the queue, which have told it everything by then
 	if err := queue.Start(ctx, s.control); err != nil {
 		return err
 	}
 	s.onClose(func(ctx context.Context) { queue.Stop(ctx) })
 
-	door := proxy.New(proxy.Options{
-		Addr: s.cfg.PGListen, Directory: directory{s.control.Door()}, Meter: s.metrics, Domain: s.cfg.Domain,
+	door = proxy.New(proxy.Options{
+		Addr: s.cfg.PGListen, Directory: directory{s.control.Door()}, Meter: doorMeter{s.metrics, meter}, Domain: s.cfg.Domain,
 		GetCertificate: certificates.GetCertificate, AllowPlaintext: s.cfg.AllowPlain,
 		HandshakeTimeout: s.cfg.Handshake, MockSecret: sealer.Derive("unknown roles"), Log: s.log,
 	})
+	meter.Start(ctx)
 	if err := door.Start(background); err != nil {
 		return err
 	}

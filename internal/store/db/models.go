@@ -67,6 +67,35 @@ type Branch struct {
 	TtlSeconds *int64
 }
 
+// up to where a branch's WAL is counted, and the sizes that go into its byte-hours
+type BranchMeter struct {
+	BranchID  string
+	ProjectID string
+	// when lsn was set to where the branch's own WAL begins: what was seen before does not count
+	Since time.Time
+	Lsn   int64
+	// bytes of WAL since then
+	Written int64
+	Logical int64
+	// what the branch adds to its project: all of a root's data, of a child's at most what was written since the fork
+	Data    int64
+	History int64
+	// the last hour whose byte-hours are counted, with the largest sizes seen in it
+	Hour        time.Time
+	HourLogical int64
+	HourData    int64
+	HourHistory int64
+}
+
+// up to when the time of an endpoint's compute is counted; run is the start of its process
+type ComputeMeter struct {
+	EndpointID string
+	ProjectID  string
+	BranchID   string
+	Run        time.Time
+	SeenAt     time.Time
+}
+
 type Database struct {
 	ID        int64
 	BranchID  string
@@ -224,6 +253,28 @@ type TransferRequest struct {
 	ProjectID string
 	CreatedAt time.Time
 	ExpiresAt time.Time
+}
+
+// what was used in each hour, day and month (UTC); no foreign keys: what a branch used outlives it, and counting never waits for a project's row
+type Usage struct {
+	ProjectID string
+	// empty: the whole project, deleted branches included
+	BranchID string
+	Grain    string
+	Start    time.Time
+	ActiveUs int64
+	// compute units times microseconds
+	ComputeUs     int64
+	WrittenBytes  int64
+	TransferBytes int64
+	// the largest size seen in each hour, added up; logical and history sizes likewise
+	RootByteHours    int64
+	ChildByteHours   int64
+	HistoryByteHours int64
+	LogicalByteHours int64
+	// as last seen in the time frame; kept for projects only, like logical_bytes
+	StorageBytes int64
+	LogicalBytes int64
 }
 
 type User struct {
