@@ -28,6 +28,8 @@ var readsAll = map[string]string{
 	"ListUsers":           "bough admin: all of them",
 	"ListOrganizations":   "bough admin: all of them",
 	"ListKeys":            "bough admin: all of them",
+	"PruneMeters":         "once an hour: one row for each endpoint that ever ran",
+	"PruneOrphanUsage":    "once an hour: the projects of two months",
 }
 
 // planNode is a node of EXPLAIN (FORMAT JSON).

@@ -33,8 +33,8 @@ func (q Q) ComputeMeters(ctx context.Context, endpointIDs []string) (map[string]
 	out := make(map[string]ComputeMeter, len(rows))
 	for _, r := range rows {
 		m := ComputeMeter{EndpointID: r.EndpointID, ProjectID: r.ProjectID, BranchID: r.BranchID}
-		if r.Run != nil && r.SeenAt != nil {
-			m.Run, m.SeenAt = *r.Run, *r.SeenAt
+		if r.Run.Unix() != 0 {
+			m.Run, m.SeenAt = r.Run, r.SeenAt
 		}
 		out[m.EndpointID] = m
 	}
@@ -286,7 +286,7 @@ func (q Q) PruneUsage(ctx context.Context, now time.Time) error {
 	}); err != nil {
 		return internal(err)
 	}
-	if _, err := q.db.PruneOrphanUsage(ctx); err != nil {
+	if _, err := q.db.PruneOrphanUsage(ctx, now.Add(-keepDays)); err != nil {
 		return internal(err)
 	}
 	return internal(q.db.PruneMeters(ctx, now.Add(-time.Hour)))

@@ -197,7 +197,7 @@ func (q *Queries) BranchUsageHistory(ctx context.Context, arg BranchUsageHistory
 }
 
 const branchesBeforeHour = `-- name: BranchesBeforeHour :many
-SELECT branch_id FROM branch_meters WHERE hour < $1::timestamptz ORDER BY project_id, branch_id LIMIT $2 FOR UPDATE
+SELECT branch_id FROM branch_meters WHERE hour < $1::timestamptz ORDER BY hour LIMIT $2 FOR UPDATE
 `
 
 type BranchesBeforeHourParams struct {
@@ -300,18 +300,19 @@ func (q *Queries) ListActiveByProject(ctx context.Context, projectID string) ([]
 }
 
 const listComputeMeters = `-- name: ListComputeMeters :many
-SELECT i.id::text AS endpoint_id, coalesce(e.branch_id, m.branch_id, '')::text AS branch_id,
-    coalesce(e.project_id, m.project_id, '')::text AS project_id, m.run, m.seen_at
-FROM (SELECT unnest($1::text[]) AS id) i
-LEFT JOIN endpoints e ON e.id = i.id LEFT JOIN compute_meters m ON m.endpoint_id = i.id
+SELECT coalesce(e.id, m.endpoint_id)::text AS endpoint_id, coalesce(e.branch_id, m.branch_id)::text AS branch_id,
+    coalesce(e.project_id, m.project_id)::text AS project_id,
+    coalesce(m.run, 'epoch')::timestamptz AS run, coalesce(m.seen_at, 'epoch')::timestamptz AS seen_at
+FROM (SELECT id, branch_id, project_id FROM endpoints WHERE id = ANY($1::text[])) e
+FULL JOIN (SELECT endpoint_id, project_id, branch_id, run, seen_at FROM compute_meters WHERE endpoint_id = ANY($1::text[])) m ON m.endpoint_id = e.id
 `
 
 type ListComputeMetersRow struct {
 	EndpointID string
 	BranchID   string
 	ProjectID  string
-	Run        *time.Time
-	SeenAt     *time.Time
+	Run        time.Time
+	SeenAt     time.Time
 }
 
 func (q *Queries) ListComputeMeters(ctx context.Context, ids []string) ([]ListComputeMetersRow, error) {
@@ -633,11 +634,13 @@ func (q *Queries) PruneMeters(ctx context.Context, before time.Time) error {
 }
 
 const pruneOrphanUsage = `-- name: PruneOrphanUsage :execrows
-DELETE FROM usage WHERE project_id IN (SELECT u.project_id FROM usage u EXCEPT SELECT p.id FROM projects p)
+DELETE FROM usage WHERE project_id IN (
+    SELECT u.project_id FROM usage u WHERE u.grain = 'month' AND u.start >= $1::timestamptz AND u.branch_id = ''
+        AND NOT EXISTS (SELECT FROM projects p WHERE p.id = u.project_id))
 `
 
-func (q *Queries) PruneOrphanUsage(ctx context.Context) (int64, error) {
-	result, err := q.db.Exec(ctx, pruneOrphanUsage)
+func (q *Queries) PruneOrphanUsage(ctx context.Context, since time.Time) (int64, error) {
+	result, err := q.db.Exec(ctx, pruneOrphanUsage, since)
 	if err != nil {
 		return 0, err
 	}
@@ -670,7 +673,7 @@ FROM (SELECT unnest($1::text[]) AS id, unnest($2::bigint[]) AS lsn, unnest($3::b
         unnest($4::bigint[]) AS logical, unnest($5::bigint[]) AS data, unnest($6::bigint[]) AS history,
         unnest($7::bigint[]) AS hour_logical, unnest($8::bigint[]) AS hour_data,
         unnest($9::bigint[]) AS hour_history) n
-WHERE m.branch_id = n.id
+WHERE m.branch_id = n.id AND m.branch_id = ANY($1::text[])
 `
 
 type SaveBranchMetersParams struct {
@@ -728,18 +731,18 @@ func (q *Queries) SaveComputeMeters(ctx context.Context, arg SaveComputeMetersPa
 const setProjectStorage = `-- name: SetProjectStorage :exec
 UPDATE usage u SET storage_bytes = s.storage, logical_bytes = s.logical
 FROM (SELECT m.project_id, sum(m.data + m.history)::bigint AS storage, sum(m.logical)::bigint AS logical
-    FROM branch_meters m WHERE m.project_id = ANY($2::text[]) GROUP BY m.project_id) s,
+    FROM branch_meters m WHERE m.project_id = ANY($1::text[]) GROUP BY m.project_id) s,
     (SELECT unnest(ARRAY['hour', 'day', 'month']) AS grain) g
-WHERE u.project_id = s.project_id AND u.branch_id = '' AND u.grain = g.grain AND u.start = date_trunc(g.grain, $1::timestamptz, 'UTC')
+WHERE u.project_id = s.project_id AND u.project_id = ANY($1::text[]) AND u.branch_id = '' AND u.grain = g.grain AND u.start = date_trunc(g.grain, $2::timestamptz, 'UTC')
 `
 
 type SetProjectStorageParams struct {
-	Hour       time.Time
 	ProjectIds []string
+	Hour       time.Time
 }
 
 func (q *Queries) SetProjectStorage(ctx context.Context, arg SetProjectStorageParams) error {
-	_, err := q.db.Exec(ctx, setProjectStorage, arg.Hour, arg.ProjectIds)
+	_, err := q.db.Exec(ctx, setProjectStorage, arg.ProjectIds, arg.Hour)
 	return err
 }
 

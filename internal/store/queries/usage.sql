@@ -2,10 +2,11 @@
 SELECT pg_advisory_xact_lock(@class::int, 1);
 
 -- name: ListComputeMeters :many
-SELECT i.id::text AS endpoint_id, coalesce(e.branch_id, m.branch_id, '')::text AS branch_id,
-    coalesce(e.project_id, m.project_id, '')::text AS project_id, m.run, m.seen_at
-FROM (SELECT unnest(@ids::text[]) AS id) i
-LEFT JOIN endpoints e ON e.id = i.id LEFT JOIN compute_meters m ON m.endpoint_id = i.id;
+SELECT coalesce(e.id, m.endpoint_id)::text AS endpoint_id, coalesce(e.branch_id, m.branch_id)::text AS branch_id,
+    coalesce(e.project_id, m.project_id)::text AS project_id,
+    coalesce(m.run, 'epoch')::timestamptz AS run, coalesce(m.seen_at, 'epoch')::timestamptz AS seen_at
+FROM (SELECT id, branch_id, project_id FROM endpoints WHERE id = ANY(@ids::text[])) e
+FULL JOIN (SELECT * FROM compute_meters WHERE endpoint_id = ANY(@ids::text[])) m ON m.endpoint_id = e.id;
 
 -- name: SaveComputeMeters :exec
 INSERT INTO compute_meters (endpoint_id, project_id, branch_id, run, seen_at)
@@ -33,7 +34,7 @@ FROM (SELECT unnest(@ids::text[]) AS id, unnest(@lsns::bigint[]) AS lsn, unnest(
         unnest(@logical::bigint[]) AS logical, unnest(@data::bigint[]) AS data, unnest(@history::bigint[]) AS history,
         unnest(@hour_logical::bigint[]) AS hour_logical, unnest(@hour_data::bigint[]) AS hour_data,
         unnest(@hour_history::bigint[]) AS hour_history) n
-WHERE m.branch_id = n.id;
+WHERE m.branch_id = n.id AND m.branch_id = ANY(@ids::text[]);
 
 -- name: AddUsage :exec
 INSERT INTO usage AS u (project_id, branch_id, grain, start, active_us, compute_us, written_bytes, transfer_bytes,
@@ -56,7 +57,7 @@ ON CONFLICT (project_id, branch_id, grain, start) DO UPDATE SET active_us = u.ac
     logical_byte_hours = u.logical_byte_hours + excluded.logical_byte_hours;
 
 -- name: BranchesBeforeHour :many
-SELECT branch_id FROM branch_meters WHERE hour < @hour::timestamptz ORDER BY project_id, branch_id LIMIT @max_rows FOR UPDATE;
+SELECT branch_id FROM branch_meters WHERE hour < @hour::timestamptz ORDER BY hour LIMIT @max_rows FOR UPDATE;
 
 -- name: CountStorageHours :many
 INSERT INTO usage AS u (project_id, branch_id, grain, start, root_byte_hours, child_byte_hours, history_byte_hours, logical_byte_hours)
@@ -84,7 +85,7 @@ UPDATE usage u SET storage_bytes = s.storage, logical_bytes = s.logical
 FROM (SELECT m.project_id, sum(m.data + m.history)::bigint AS storage, sum(m.logical)::bigint AS logical
     FROM branch_meters m WHERE m.project_id = ANY(@project_ids::text[]) GROUP BY m.project_id) s,
     (SELECT unnest(ARRAY['hour', 'day', 'month']) AS grain) g
-WHERE u.project_id = s.project_id AND u.branch_id = '' AND u.grain = g.grain AND u.start = date_trunc(g.grain, @hour::timestamptz, 'UTC');
+WHERE u.project_id = s.project_id AND u.project_id = ANY(@project_ids::text[]) AND u.branch_id = '' AND u.grain = g.grain AND u.start = date_trunc(g.grain, @hour::timestamptz, 'UTC');
 
 -- name: ProjectUsage :many
 SELECT * FROM usage WHERE project_id = ANY(@project_ids::text[]) AND branch_id = '' AND grain = 'month' AND start = @month::timestamptz;
@@ -135,4 +136,6 @@ DELETE FROM usage WHERE (grain = 'hour' AND start < @hours::timestamptz) OR (gra
 DELETE FROM compute_meters m WHERE NOT EXISTS (SELECT FROM endpoints e WHERE e.id = m.endpoint_id) AND m.seen_at < @before::timestamptz;
 
 -- name: PruneOrphanUsage :execrows
-DELETE FROM usage WHERE project_id IN (SELECT u.project_id FROM usage u EXCEPT SELECT p.id FROM projects p);
+DELETE FROM usage WHERE project_id IN (
+    SELECT u.project_id FROM usage u WHERE u.grain = 'month' AND u.start >= @since::timestamptz AND u.branch_id = ''
+        AND NOT EXISTS (SELECT FROM projects p WHERE p.id = u.project_id));
