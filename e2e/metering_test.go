@@ -372,6 +372,21 @@ func TestConsumption(t *testing.T) {
 		t.Errorf("legacy: %+v", period)
 	}
 
+	out, err := s.bough("consumption", p.ID, "--by", "month", "-o", "json")
+	must(t, err)
+	var shown []api.ConsumptionFrame
+	if json.Unmarshal([]byte(out), &shown) != nil || len(shown) != 1 || shown[0].WrittenDataBytes != used.WrittenDataBytes {
+		t.Errorf("the command line shows %s", out)
+	}
+	if out, err = s.bough("consumption", p.ID); err != nil || strings.Count(out, "\n") != 2 {
+		t.Errorf("the command line shows %s (%v)", out, err)
+	}
+	_, err = s.bough("projects", "update", p.ID, "--quota", "active_time_seconds=360000,logical_size_bytes=0")
+	must(t, err)
+	if out, err = s.bough("projects", "get", p.ID); err != nil || !strings.Contains(out, "active_time_seconds=360000") || !strings.Contains(out, "transferred ") {
+		t.Errorf("the command line shows %s (%v)", out, err)
+	}
+
 	for name, c := range map[string]struct {
 		path   string
 		status int

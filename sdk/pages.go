@@ -3,6 +3,7 @@ package sdk
 import (
 	"context"
 	"iter"
+	"time"
 
 	"github.com/boughdb/bough/api"
 )
@@ -25,6 +26,15 @@ type BranchFilter struct {
 // OperationFilter sizes the pages of a list of operations.
 type OperationFilter struct {
 	PageSize int // 1–1000, default 100
+}
+
+// ConsumptionFilter chooses whose consumption is shown, and of which time.
+type ConsumptionFilter struct {
+	ProjectIDs  []string // at most 100; empty: all that the key can see
+	OrgID       string   // of this organization
+	From, To    time.Time
+	Granularity string // hourly (a week back), daily (60 days) or monthly (a year)
+	PageSize    int    // 1–100, default 100
 }
 
 // pages yields the items of one page after the other. A page is fetched when its first item is asked for. After an
@@ -120,6 +130,24 @@ func (c *Client) Operations(ctx context.Context, projectID string, f OperationFi
 			return nil, "", err
 		}
 		return out.Operations, cursorOf(out.Pagination), nil
+	})
+}
+
+// Consumption iterates over what projects used, the newest projects first.
+func (c *Client) Consumption(ctx context.Context, f ConsumptionFilter) iter.Seq2[ProjectConsumption, error] {
+	return pages(func(cursor *string) ([]ProjectConsumption, string, error) {
+		p := &api.GetConsumptionHistoryPerProjectParams{
+			Cursor: cursor, Limit: size(f.PageSize, 100), OrgID: opt(f.OrgID), From: f.From, To: f.To,
+			Granularity: api.GetConsumptionHistoryPerProjectParamsGranularity(f.Granularity),
+		}
+		if len(f.ProjectIDs) > 0 {
+			p.ProjectIds = &f.ProjectIDs
+		}
+		out, err := answer[api.ConsumptionPerProject](c.api.GetConsumptionHistoryPerProject(ctx, p))
+		if err != nil {
+			return nil, "", err
+		}
+		return out.Projects, cursorOf(out.Pagination), nil
 	})
 }
 

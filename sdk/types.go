@@ -13,6 +13,7 @@ type (
 	ProjectUpdate           = api.ProjectUpdate
 	ProjectSettings         = api.ProjectSettings
 	AllowedIPs              = api.AllowedIps
+	ProjectQuota            = api.ProjectQuota
 	ProjectOperations       = api.ProjectOperations
 	DefaultEndpointSettings = api.DefaultEndpointSettings
 
@@ -42,6 +43,9 @@ type (
 	RoleOperations = api.RoleOperations
 
 	Operation = api.Operation
+
+	ProjectConsumption = api.ProjectConsumption
+	ConsumptionFrame   = api.ConsumptionFrame
 
 	APIKey        = api.APIKey
 	APIKeyCreated = api.APIKeyCreated

@@ -100,7 +100,7 @@ type app struct {
 func Commands(opts Options) []*cobra.Command {
 	a := &app{Options: opts.withDefaults()}
 	cmds := []*cobra.Command{
-		a.projectsCmd(), a.branchesCmd(), a.endpointsCmd(), a.databasesCmd(), a.rolesCmd(), a.operationsCmd(),
+		a.projectsCmd(), a.branchesCmd(), a.endpointsCmd(), a.databasesCmd(), a.rolesCmd(), a.operationsCmd(), a.consumptionCmd(),
 		a.connectionStringCmd(), a.psqlCmd(), a.ipAllowCmd(), a.jwksCmd(), a.keysCmd(), a.meCmd(), a.orgsCmd(), a.membersCmd(), a.invitationsCmd(),
 	}
 	for _, c := range cmds {

@@ -3,8 +3,11 @@ package cli
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -71,7 +74,54 @@ func (a *app) projectFields(p *sdk.Project) fields {
 		f.add("Connections from", connectionsFrom(p.Settings))
 	}
 	f.add("Created", a.when(p.CreatedAt))
+	f.add("Used", usedBy(p))
+	f.add("Quotas", quotas(p.Settings))
 	return f
+}
+
+// usedBy says what a project used in the consumption period, "" for nothing.
+func usedBy(p *sdk.Project) string {
+	if p.ActiveTimeSeconds+p.WrittenDataBytes+p.DataTransferBytes == 0 {
+		return ""
+	}
+	return fmt.Sprintf("active %s, compute %s, written %s, transferred %s (since %s)", duration(p.ActiveTimeSeconds),
+		duration(p.ComputeTimeSeconds), bytesOf(p.WrittenDataBytes), bytesOf(p.DataTransferBytes), p.ConsumptionPeriodStart.UTC().Format(time.DateOnly))
+}
+
+// quotas lists a project's quotas, "" when it has none.
+func quotas(s *sdk.ProjectSettings) string {
+	if s == nil || s.Quota == nil {
+		return ""
+	}
+	q, list := s.Quota, []string{}
+	for _, l := range []struct {
+		name  string
+		limit *int64
+	}{
+		{"active_time_seconds", q.ActiveTimeSeconds}, {"compute_time_seconds", q.ComputeTimeSeconds}, {"written_data_bytes", q.WrittenDataBytes},
+		{"data_transfer_bytes", q.DataTransferBytes}, {"logical_size_bytes", q.LogicalSizeBytes},
+	} {
+		if deref(l.limit) > 0 {
+			list = append(list, fmt.Sprintf("%s=%d", l.name, *l.limit))
+		}
+	}
+	return strings.Join(list, ", ")
+}
+
+// parseQuota reads --quota.
+func parseQuota(given map[string]int64) (*sdk.ProjectQuota, error) {
+	var q sdk.ProjectQuota
+	fields := map[string]**int64{
+		"active_time_seconds": &q.ActiveTimeSeconds, "compute_time_seconds": &q.ComputeTimeSeconds, "written_data_bytes": &q.WrittenDataBytes,
+		"data_transfer_bytes": &q.DataTransferBytes, "logical_size_bytes": &q.LogicalSizeBytes,
+	}
+	for name, limit := range given {
+		if fields[name] == nil {
+			return nil, usagef("--quota has no %q; there are %s", name, strings.Join(slices.Sorted(maps.Keys(fields)), ", "))
+		}
+		*fields[name] = &limit
+	}
+	return &q, nil
 }
 
 // connectionsFrom says who may connect, "" for everybody.
@@ -221,6 +271,7 @@ func (a *app) projectsUpdate() *cobra.Command {
 	var name, retention, audit string
 	var logical, protectedOnly, blockPublic bool
 	var ips []string
+	var quota map[string]int64
 	var compute computeFlags
 	c := &cobra.Command{Use: "update [project] [flags]", Short: "Rename a project or change its settings",
 		Long: "Change a project. --cu and --suspend-timeout are for computes made from now on.",
@@ -233,6 +284,7 @@ func (a *app) projectsUpdate() *cobra.Command {
 	c.Flags().StringSliceVar(&ips, "allowed-ips", nil, `who may connect: addresses, blocks like 10.0.0.0/8, ranges like 10.0.0.1-10.0.0.9; "" lets everybody in`)
 	c.Flags().BoolVar(&protectedOnly, "allowed-ips-protected-only", false, "apply --allowed-ips to protected branches only")
 	c.Flags().BoolVar(&blockPublic, "block-public", false, "accept connections from loopback and private addresses only, whatever --allowed-ips says")
+	c.Flags().StringToInt64Var(&quota, "quota", nil, "what the project may use in a month, such as active_time_seconds=36000,written_data_bytes=1000000000; 0 is unlimited")
 	compute.add(c)
 	return a.verb(a.waitFlag(a.projectFlag(c)), cobra.MaximumNArgs(1), func(ctx context.Context, args []string) error {
 		a.firstIsProject(args)
@@ -259,6 +311,11 @@ func (a *app) projectsUpdate() *cobra.Command {
 		}
 		if changed("block-public") {
 			settings.BlockPublicConnections = &blockPublic
+		}
+		if changed("quota") {
+			if settings.Quota, err = parseQuota(quota); err != nil {
+				return err
+			}
 		}
 		if changed("allowed-ips") || changed("allowed-ips-protected-only") {
 			settings.AllowedIps = &sdk.AllowedIPs{}

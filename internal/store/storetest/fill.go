@@ -49,6 +49,16 @@ var fill = []string{
 		LATERAL (SELECT b.created_at - interval '30 days' + o * interval '3 days' AS at) t
 	WHERE b.id LIKE 'br-seeded-%'`,
 
+	`INSERT INTO branch_meters (branch_id, project_id, lsn, written, logical, data, history, hour, hour_logical, hour_data, hour_history)
+	SELECT b.id, b.project_id, 100000000, 1000000, 30000000, 1000000, 16000000, date_trunc('hour', now(), 'UTC'), 30000000, 1000000, 16000000
+	FROM branches b, (SELECT $1::text, $2::int, $3::int) used WHERE b.id LIKE 'br-seeded-%'`,
+
+	`INSERT INTO usage (project_id, branch_id, grain, start, active_us, compute_us, written_bytes, transfer_bytes, root_byte_hours)
+	SELECT project_id, branch_id, g.grain, date_trunc(g.grain, now() - ('1 ' || g.grain)::interval * ago, 'UTC'), 3600000000, 900000000, 1000000, 1000000, 30000000
+	FROM (SELECT project_id, id AS branch_id FROM branches WHERE id LIKE 'br-seeded-%' UNION ALL
+			SELECT id, '' FROM projects WHERE id LIKE 'seeded-project-%') b,
+		unnest(ARRAY['hour', 'day', 'month']) g(grain), generate_series(0, 2) ago, (SELECT $1::text, $2::int, $3::int) used`,
+
 	`INSERT INTO users (id, email, name)
 	SELECT 'seeded-user-' || u, 'user' || u || '@example.com', 'User ' || u
 	FROM generate_series(1, 10000) u, (SELECT $1::text, $2::int, $3::int) used`,
