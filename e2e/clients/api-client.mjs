@@ -159,6 +159,22 @@ assert.equal((await get(createApiClient({ apiKey: orgKey.key, baseURL }).getProj
 assert.deepEqual(ids(await get(api.listOrgApiKeys(org))), [orgKey.id]);
 await get(api.revokeOrgApiKey(org, orgKey.id));
 
+// What was used.
+const range = { from: new Date(Date.now() - 3600_000).toISOString(), to: new Date(Date.now() + 60_000).toISOString(), granularity: 'hourly', org_id: org };
+const value = (owner, name) => owner.periods.flatMap((p) => p.consumption).flatMap((f) => f.metrics).filter((m) => m.metric_name === name).reduce((sum, m) => sum + m.value, 0);
+for (const end = Date.now() + 60_000; ; ) {
+  const { projects } = await get(api.getConsumptionHistoryPerProjectV2({ ...range, project_ids: [project], metrics: ['compute_unit_seconds', 'root_branch_bytes_month'] }));
+  assert.deepEqual(projects.map((p) => p.project_id), [project]);
+  if (value(projects[0], 'root_branch_bytes_month') > 10e6) break;
+  assert.ok(Date.now() < end, 'the storage of a project is not counted');
+  await new Promise((again) => setTimeout(again, 100));
+}
+const used = (await get(api.getConsumptionHistoryPerBranchV2({ ...range, project_ids: [project], branch_ids: [trunk, branch], metrics: ['compute_unit_seconds', 'public_network_transfer_bytes'] }))).branches;
+assert.deepEqual(used.map((b) => b.branch_id), [trunk, branch].sort());
+const legacy = (await get(api.getConsumptionHistoryPerProject({ ...range, project_ids: [project] }))).projects[0].periods[0];
+assert.ok(legacy.consumption.some((f) => f.active_time_seconds > 0 && f.written_data_bytes > 0));
+await fails(406, api.getConsumptionHistoryPerProject({ ...range, from: '2024-03-01T00:00:00Z' }));
+
 // What is not built says so.
 await fails(501, api.listSnapshots(project));
 

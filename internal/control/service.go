@@ -101,7 +101,7 @@ type Service struct {
 	drift     reconciler
 	replicas  replicas
 	dumps     *semaphore.Weighted // of schemas, at once
-	measured  sync.Map // branch id → sizing
+	measured  sync.Map            // branch id → sizing
 
 	post     Post
 	letters  chan struct{} // wakes who sends them
