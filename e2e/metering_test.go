@@ -240,8 +240,7 @@ func TestQuotas(t *testing.T) {
 			conn := s.connect(t, p.URI)
 			set(c.name, c.limit)
 			if c.exceed != "" {
-				sql(t, conn, "SELECT 1")
-				sql(t, conn, c.exceed)
+				_, _ = conn.Exec(t.Context(), c.exceed) // the quota may cut it short
 			} else if c.name == "logical_size_bytes" {
 				sql(t, conn, "INSERT INTO filler SELECT repeat('x', 1000) FROM generate_series(1, 100)") // so that it is looked at
 			}
