@@ -248,7 +248,7 @@ func (s *Service) startCompute(ctx context.Context, b core.Branch, op core.Opera
 	if e.Disabled {
 		return idle, nil
 	}
-	if err := errors.Join(s.full.check(), s.withinQuota(ctx, s.Store.Q, e)); err != nil {
+	if err := errors.Join(s.full.check(), s.withinQuota(ctx, s.Store.Q, b.ProjectID, b.ID)); err != nil {
 		return nil, err
 	}
 	var ready compute.Ready

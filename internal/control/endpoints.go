@@ -246,7 +246,7 @@ func (s *Service) UpdateEndpoint(ctx context.Context, c core.Caller, projectID, 
 			saved, err = q.SetEndpointPending(ctx, id, core.EndpointIdle)
 			return saved, []core.Operation{newOperation(c, projectID, e.BranchID, id, core.ActionSuspendCompute)}, err
 		case settings.restart || !s.Computes.Resizable(sizeSpec(before), sizeSpec(saved)):
-			if err := s.runnable(ctx, q, e); err != nil {
+			if err := s.runnable(ctx, q, projectID, e.BranchID); err != nil {
 				return e, nil, err
 			}
 			saved, err = q.SetEndpointPending(ctx, id, core.EndpointActive)
@@ -339,7 +339,7 @@ func (s *Service) StartEndpoint(ctx context.Context, c core.Caller, projectID, i
 		if wants(e) == core.EndpointActive {
 			return e, nil, nil
 		}
-		if err := s.runnable(ctx, q, e); err != nil {
+		if err := s.runnable(ctx, q, projectID, e.BranchID); err != nil {
 			return e, nil, err
 		}
 		e, err := q.SetEndpointPending(ctx, id, core.EndpointActive)
@@ -368,7 +368,7 @@ func (s *Service) RestartEndpoint(ctx context.Context, c core.Caller, projectID,
 		if e.Disabled {
 			return e, nil, disabled(id)
 		}
-		if err := s.runnable(ctx, q, e); err != nil {
+		if err := s.runnable(ctx, q, projectID, e.BranchID); err != nil {
 			return e, nil, err
 		}
 		e, err := q.SetEndpointPending(ctx, id, core.EndpointActive)

@@ -62,18 +62,18 @@ func (s *Service) installed(ctx context.Context, major int) (postgres.Build, err
 	return b, err
 }
 
-// runnable refuses, before anything is changed, to start an endpoint's compute while the storage is full, the major version
+// runnable refuses, before anything is changed, to start a compute of a branch while the storage is full, the major version
 // is not there, or a quota is used up.
-func (s *Service) runnable(ctx context.Context, q store.Q, e core.Endpoint) error {
+func (s *Service) runnable(ctx context.Context, q store.Q, projectID, branchID string) error {
 	if err := s.full.check(); err != nil {
 		return err
 	}
-	project, err := q.Project(ctx, e.ProjectID)
+	project, err := q.Project(ctx, projectID)
 	if err == nil {
 		_, err = s.installed(ctx, project.PGVersion)
 	}
 	if err == nil && quotaOf(project.Settings) != (quota{}) {
-		err = s.withinQuota(ctx, q, e)
+		err = s.withinQuota(ctx, q, projectID, branchID)
 	}
 	return err
 }

@@ -74,11 +74,11 @@ func quotaExceeded(format string, args ...any) error {
 	return core.Errorf(core.KindUnprocessable, "QUOTA_EXCEEDED", format, args...)
 }
 
-// withinQuota refuses to run an endpoint's compute when a quota is used up.
-func (s *Service) withinQuota(ctx context.Context, q store.Q, e core.Endpoint) error {
+// withinQuota refuses to run a compute of a branch when a quota is used up.
+func (s *Service) withinQuota(ctx context.Context, q store.Q, projectID, branchID string) error {
 	now := time.Now()
 	month, _ := core.ConsumptionPeriod(now)
-	limited, err := q.Quotas(ctx, month, []string{e.ProjectID})
+	limited, err := q.Quotas(ctx, month, []string{projectID})
 	if err != nil || len(limited) == 0 {
 		return err
 	}
@@ -86,7 +86,7 @@ func (s *Service) withinQuota(ctx context.Context, q store.Q, e core.Endpoint) e
 	if err := quota.exceeded(limited[0].Used, now); err != nil || quota.LogicalSize == 0 {
 		return err
 	}
-	b, err := q.BranchByID(ctx, e.BranchID)
+	b, err := q.BranchByID(ctx, branchID)
 	if err != nil || b.LogicalSize == nil {
 		return err
 	}

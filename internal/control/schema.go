@@ -203,7 +203,7 @@ func (s *Service) readingApart(ctx context.Context, branchID string, e core.Endp
 	case b.State != core.BranchReady:
 		return "", nil, busy(b.ProjectID)
 	}
-	if err := s.runnable(ctx, s.Store.Q, b.ProjectID); err != nil {
+	if err := s.runnable(ctx, s.Store.Q, b.ProjectID, b.ID); err != nil {
 		return "", nil, err
 	}
 	commit := func(ctx context.Context, c ops.Commit, err error) error {

@@ -191,7 +191,7 @@ func (s *Service) enqueueWake(ctx context.Context, endpointID string) (opID stri
 	if err != nil {
 		return "", err
 	}
-	if err := s.runnable(ctx, s.Store.Q, e); err != nil {
+	if err := s.runnable(ctx, s.Store.Q, e.ProjectID, e.BranchID); err != nil {
 		return "", err // without an operation for each of many tries
 	}
 	err = s.Store.Tx(ctx, func(q store.Q) error {
