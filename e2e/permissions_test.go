@@ -83,6 +83,8 @@ var matrix = []struct{ operation, want, query, body string }{
 	{"startProjectEndpoint", "yyynynyn", "", ""},
 	{"suspendProjectEndpoint", "yyynynyn", "", ""},
 	{"restartProjectEndpoint", "yyynynyn", "", ""},
+	{"getProjectBranchSchema", "yyynynyn", "?db_name=none", ""},
+	{"getProjectBranchSchemaComparison", "yyynynyn", "?db_name=none", ""},
 	{"listProjectBranchDatabases", "yyynynyn", "", ""},
 	{"createProjectBranchDatabase", "yyynynyn", "", `{"database":{"name":"x","owner_name":"y"}}`},
 	{"getProjectBranchDatabase", "yyynynyn", "", ""},
