@@ -2,18 +2,14 @@ package e2e
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/boughdb/bough/api"
 	"github.com/boughdb/bough/api/apitest"
@@ -164,7 +160,7 @@ func (a *arena) shoot(r apitest.Request) {
 	t := a.t
 	t.Helper()
 	r = r.Fill(a.known)
-	status, header, body, err := send(t.Context(), a.s.admin.APIURL, a.s.admin.APIKey, r)
+	status, header, body, err := r.Send(t.Context(), a.s.admin.APIURL, a.s.admin.APIKey)
 	if err != nil {
 		a.wrong++
 		t.Errorf("%s: no answer: %v", describe(r), err)
@@ -290,34 +286,6 @@ func (a *arena) check(requests uint64) {
 	for _, line := range regexp.MustCompile(`(?m)^.*level=ERROR.*$`).FindAll(log, 5) {
 		t.Errorf("in the log: %.1000s", line)
 	}
-}
-
-// send sends a request as it is.
-func send(ctx context.Context, base, key string, r apitest.Request) (status int, header http.Header, body []byte, err error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	var content io.Reader = bytes.NewReader(r.Body)
-	if r.Chunked {
-		content = io.MultiReader(content)
-	}
-	req, err := http.NewRequestWithContext(ctx, r.Method, base, content)
-	if err != nil {
-		return 0, nil, nil, err
-	}
-	path, query, _ := strings.Cut(r.Path, "?")
-	req.URL.Opaque = "//" + req.URL.Host + req.URL.Path + path // unescaped and uncleaned
-	req.URL.RawQuery = query
-	req.Header.Set("Authorization", "Bearer "+key)
-	for name, values := range r.Header {
-		req.Header[name] = values
-	}
-	res, err := http.DefaultTransport.RoundTrip(req)
-	if err != nil {
-		return 0, nil, nil, err
-	}
-	defer res.Body.Close()
-	body, err = io.ReadAll(res.Body)
-	return res.StatusCode, res.Header, body, err
 }
 
 func opt[T ~string](s *T) T {

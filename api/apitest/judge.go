@@ -1,14 +1,46 @@
 package apitest
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/boughdb/bough/api"
 )
+
+// Send sends a request as it is to the API at base.
+func (r Request) Send(ctx context.Context, base, key string) (status int, header http.Header, body []byte, err error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	var content io.Reader = bytes.NewReader(r.Body)
+	if r.Chunked {
+		content = io.MultiReader(content)
+	}
+	req, err := http.NewRequestWithContext(ctx, r.Method, base, content)
+	if err != nil {
+		return 0, nil, nil, err
+	}
+	path, query, _ := strings.Cut(r.Path, "?")
+	req.URL.Opaque = "//" + req.URL.Host + req.URL.Path + path // unescaped and uncleaned
+	req.URL.RawQuery = query
+	req.Header.Set("Authorization", "Bearer "+key)
+	for name, values := range r.Header {
+		req.Header[name] = values
+	}
+	res, err := http.DefaultTransport.RoundTrip(req)
+	if err != nil {
+		return 0, nil, nil, err
+	}
+	defer res.Body.Close()
+	body, err = io.ReadAll(res.Body)
+	return res.StatusCode, res.Header, body, err
+}
 
 // Judge says what is wrong with an answer to any request whatever; "" when nothing is: no error of the server's own, and an
 // error that a client can read.
@@ -42,4 +74,11 @@ func Judge(r Request, status int, header http.Header, body []byte) string {
 		return "shows the server's insides"
 	}
 	return ""
+}
+
+// WithJSON is the request with a body.
+func (r Request) WithJSON(body string) Request {
+	r.Header.Set("Content-Type", "application/json")
+	r.Body = []byte(body)
+	return r
 }
