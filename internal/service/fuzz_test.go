@@ -61,7 +61,10 @@ func fuzzServer(f *testing.F) AdminFile {
 
 // FuzzRequest sends what the fuzzer makes of one request for each operation. Without -fuzz these are sent as they are:
 //
-//	go test ./internal/service -run xxx -fuzz FuzzRequest -parallel 1
+//	go test ./internal/service -run xxx -fuzz FuzzRequest -parallel 1 -fuzzminimizetime 0x
+//
+// Where the server is in another state each time there is nothing to minimize, and the fuzzer would kill a worker that tries
+// for too long, whose computes outlive it. A worker that is cut off leaves /tmp/bough-fuzz-*: end it with bough down.
 func FuzzRequest(f *testing.F) {
 	if _, err := local.Credential(""); err != nil {
 		f.Skip("needs an OS user for computes: ", err)
