@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -124,7 +125,13 @@ func serveCommand() *cobra.Command {
 		Use:   "serve",
 		Short: "Run the server",
 		Long: `Run the server until Ctrl-C or SIGTERM. Computes keep running then, unless --stop-computes says otherwise: the next
-start takes them over. 'bough down' stops everything. Every flag can be set by an environment variable: BOUGH_DATA_DIR for
+start takes them over. 'bough down' stops everything.
+
+Several servers can share a data directory: each needs addresses of its own (--http-listen, --pg-listen) and should get the
+same other flags. Every one serves the API and Postgres for all projects, they share the work, and when one ends the others go
+on with it; admin.json names the one that has led the longest.
+
+Every flag can be set by an environment variable: BOUGH_DATA_DIR for
 --data-dir, and so on.`,
 		Example: "  bough serve --data-dir /srv/bough --http-listen 0.0.0.0:8432 --pg-listen 0.0.0.0:5432 --domain db.example.com",
 		Args:    cobra.NoArgs,
@@ -192,6 +199,11 @@ func statusCommand() *cobra.Command {
 			fmt.Printf("server            %s\ndata directory    %s\n", server, st.DataDir)
 			if st.PID != 0 {
 				fmt.Printf("API               %s\nPostgres          %s\ncompute sizes     %s\n", st.APIURL, st.PGAddr, st.Sizes)
+			}
+			for _, m := range st.Servers {
+				if m.PID != st.PID {
+					fmt.Printf("another server    running (pid %d), API %s, Postgres %s\n", m.PID, cmp.Or(m.APIURL, "starting"), m.PGAddr)
+				}
 			}
 			fmt.Printf("control database  %s\ncomputes running  %d\n", control, st.Computes)
 			fmt.Printf("free space        %.1f GiB on the disk, %.1f GiB in the pool (%s)\n", gib(st.HostFree), gib(st.PoolFree), st.Pool)

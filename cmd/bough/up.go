@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -139,7 +140,7 @@ func launch(cmd *cobra.Command, cfg service.Config) (service.Status, error) {
 	defer cancel()
 	for {
 		st, err := service.Look(ctx, cfg.DataDir)
-		if err == nil && st.Healthy && st.PID == server.Process.Pid {
+		if err == nil && st.Healthy && slices.ContainsFunc(st.Servers, func(m service.Member) bool { return m.PID == server.Process.Pid && m.APIURL != "" }) {
 			return st, nil
 		}
 		select {

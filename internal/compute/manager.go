@@ -143,7 +143,8 @@ type Manager struct {
 	mu     sync.Mutex
 	closed bool
 	units  map[string]*unit
-	past   []Reading // of runs that have ended; see Readings
+	past   []Reading         // of runs that have ended; see Readings
+	guests map[string]*guest // computes of other servers
 }
 
 var errClosed = core.Errorf(core.KindUnavailable, "", "the server is shutting down; try again")
@@ -163,7 +164,7 @@ func NewManager(ctx context.Context, o Options) *Manager {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	m := &Manager{opts: o, log: o.Log, ctx: ctx, cancel: cancel, units: map[string]*unit{}, queue: newStartQueue(o.MaxStarts)}
+	m := &Manager{opts: o, log: o.Log, ctx: ctx, cancel: cancel, units: map[string]*unit{}, guests: map[string]*guest{}, queue: newStartQueue(o.MaxStarts)}
 	if o.Groups != nil {
 		m.wg.Go(m.autoscale)
 	}
@@ -349,11 +350,11 @@ func (m *Manager) SetIdleTimeout(endpointID string, d time.Duration) {
 
 // Conn opens a session of the platform to a database of a running compute.
 func (m *Manager) Conn(ctx context.Context, endpointID, database string) (*pgx.Conn, error) {
-	r, ok := m.Lookup(endpointID)
+	_, dir, ok := m.reach(endpointID)
 	if !ok {
 		return nil, core.Errorf(core.KindUnavailable, "", "the compute of endpoint %s is not running", endpointID)
 	}
-	conn, err := postgres.Connect(ctx, r.SocketDir, database)
+	conn, err := postgres.Connect(ctx, dir, database)
 	if err != nil {
 		return nil, core.Wrap(err, "compute.conn", "")
 	}

@@ -16,6 +16,7 @@ type session struct {
 	turn   chan struct{} // holds one token while nobody uses the session
 	conn   *pgx.Conn     // nil until first used, and after it broke
 	closed bool
+	visit  bool // of a compute that somebody else may stop at any moment: a session that breaks off says no more than that
 }
 
 func newSession(conn *pgx.Conn) *session {
@@ -43,11 +44,14 @@ func (s *session) do(ctx context.Context, socketDir string, fn func(conn *pgx.Co
 		// It broke off, perhaps long ago.
 	}
 	conn, err := postgres.Connect(ctx, socketDir, postgres.AdminDatabase)
-	if err != nil {
-		return err
+	if err == nil {
+		s.conn = conn
+		err = fn(conn)
 	}
-	s.conn = conn
-	return fn(conn)
+	if err != nil && s.visit && ctx.Err() == nil && (conn == nil || conn.IsClosed()) {
+		return &core.Error{Kind: core.KindUnavailable, Message: "the compute is not running", Err: err}
+	}
+	return err
 }
 
 // close ends the session for good, after the use under way.
@@ -63,13 +67,9 @@ var errStoppedNow = core.Errorf(core.KindUnavailable, "", "the compute is not ru
 // Do runs fn with the platform's kept session to a running compute's postgres database. fn must be quick and leave
 // nothing behind in the session; it is called a second time when the session broke off.
 func (m *Manager) Do(ctx context.Context, endpointID string, fn func(conn *pgx.Conn) error) error {
-	m.mu.Lock()
-	u := m.units[endpointID]
-	if u == nil || u.phase != running {
-		m.mu.Unlock()
+	s, dir, ok := m.reach(endpointID)
+	if !ok {
 		return core.Errorf(core.KindUnavailable, "", "the compute of endpoint %s is not running", endpointID)
 	}
-	s, dir := u.session, u.ready.SocketDir
-	m.mu.Unlock()
 	return core.Wrap(s.do(ctx, dir, fn), "compute.do", "")
 }

@@ -182,7 +182,7 @@ func busy(projectID string) error {
 
 // headLSN is where a ready branch's WAL ends: flushed, when it runs; the last checkpoint, when it sleeps.
 func (s *Service) headLSN(ctx context.Context, b core.Branch) (core.LSN, error) {
-	if id, ok, err := s.running(ctx, b.ID); err != nil {
+	if id, ok, err := s.reachable(ctx, b.ID); err != nil {
 		return 0, err
 	} else if ok {
 		if lsn, _, err := (&origin{s: s, id: id}).FlushLSN(ctx); err == nil {

@@ -54,7 +54,7 @@ func (s *Service) openPassword(r core.Role) (string, error) {
 // refreshCatalog brings the control database's copy of a branch's roles and databases up to date with the catalogs, when
 // its compute runs. A sleeping branch's copy is true already.
 func (s *Service) refreshCatalog(ctx context.Context, b core.Branch) error {
-	id, ok, err := s.running(ctx, b.ID)
+	id, ok, err := s.reachable(ctx, b.ID)
 	if err != nil || !ok {
 		return err
 	}
@@ -75,8 +75,13 @@ func (s *Service) refreshCatalog(ctx context.Context, b core.Branch) error {
 		catalog = &c
 		return err
 	})
-	if _, up := s.Computes.Lookup(id); err != nil && !up {
+	if core.IsKind(err, core.KindUnavailable) {
 		return nil // it stopped in between, and its copy was refreshed at that
+	}
+	if err != nil {
+		if _, up, _ := s.reachable(ctx, b.ID); !up {
+			return nil // likewise
+		}
 	}
 	if err != nil || catalog == nil {
 		return err

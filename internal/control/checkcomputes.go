@@ -28,7 +28,7 @@ func (l *look) checkComputes() []Finding {
 	}
 	var out []Finding
 	for _, p := range l.procs {
-		if l.working(p.DataDir) || l.draftInUse(filepath.Base(p.DataDir)) {
+		if l.working(p.DataDir) || l.draftInUse(filepath.Base(p.DataDir)) || !l.ours(filepath.Base(p.DataDir)) {
 			continue
 		}
 		out = append(out, Finding{Kind: DriftStray, Subject: strconv.Itoa(p.PID) + " in " + filepath.Base(p.DataDir),
@@ -39,7 +39,7 @@ func (l *look) checkComputes() []Finding {
 	handles := map[string]bool{}
 	for _, h := range l.inv.Handles {
 		handles[h.ComputeID] = true
-		if slices.ContainsFunc(l.units, unitOf(h.ComputeID)) || l.busy[h.BranchID] {
+		if slices.ContainsFunc(l.units, unitOf(h.ComputeID)) || l.busy[h.BranchID] || !l.ours(h.BranchID) {
 			continue
 		}
 		out = append(out, Finding{Kind: DriftStaleHandle, Subject: h.ComputeID,
@@ -48,7 +48,7 @@ func (l *look) checkComputes() []Finding {
 			Repair:  l.fix(func(ctx context.Context, s *Service) error { return s.settleHandle(ctx, h) })})
 	}
 	for _, id := range l.groups {
-		if !slices.ContainsFunc(l.units, unitOf(id)) && !l.busy[l.endpoints[id].BranchID] && !l.busy[id] {
+		if !slices.ContainsFunc(l.units, unitOf(id)) && !l.busy[l.endpoints[id].BranchID] && !l.busy[id] && l.ours(id) {
 			out = append(out, Finding{Kind: DriftGroup, Subject: id, Problem: fmt.Sprintf("The control group of %s is left, and its compute does not run.", id), Will: "remove it",
 				Repair: l.fix(func(ctx context.Context, s *Service) error { return s.removeGroup(ctx, id, l.endpoints[id].BranchID) })})
 		}
@@ -90,7 +90,7 @@ func (l *look) checkComputes() []Finding {
 		}
 	}
 	for _, e := range l.inv.Endpoints {
-		if l.busy[e.BranchID] || l.branches[e.BranchID].Deleting {
+		if l.busy[e.BranchID] || l.branches[e.BranchID].Deleting || !l.ours(e.ID) {
 			continue
 		}
 		settle := l.fix(func(ctx context.Context, s *Service) error { return s.settleEndpoint(ctx, e.ID) })

@@ -72,17 +72,25 @@ var driftKinds = map[DriftKind]Severity{
 // check compares. It changes nothing; what it returns may be work that is under way, which a second look tells.
 func (l *look) check() []Finding {
 	var out []Finding
-	out = append(out, l.checkPool()...)
-	if l.rows {
+	leads := l.leads()
+	if leads {
+		out = append(out, l.checkPool()...)
+	}
+	if l.rows && leads {
 		out = append(out, l.checkIdentity()...)
 	}
 	if l.rows && l.pool {
-		out = append(out, l.checkFiles()...)
+		if leads {
+			out = append(out, l.checkFiles()...)
+			out = append(out, l.checkTemplates()...)
+		}
 		out = append(out, l.checkBranches()...)
 	}
 	if l.rows {
-		out = append(out, l.checkOperations()...)
 		out = append(out, l.checkComputes()...)
+	}
+	if l.rows && leads {
+		out = append(out, l.checkOperations()...)
 		out = append(out, l.checkNames()...)
 	}
 	return out
@@ -173,13 +181,13 @@ func (l *look) checkFiles() []Finding {
 	strange := map[string]bool{}
 	unknown := func(id string) bool { return !isDraft(id) && l.endpoints[id].ID == "" }
 	for id := range l.volumes {
-		if !own.volumes[id] && !l.draftInUse(id) && !strings.HasPrefix(id, ".") {
+		if !own.volumes[id] && !l.draftInUse(id) && !strings.HasPrefix(id, ".") && l.ours(id) {
 			volumes = append(volumes, id)
 			strange[id] = unknown(id)
 		}
 	}
 	for id := range l.wal {
-		if !own.wal[id] && !l.draftInUse(id) && !strings.HasPrefix(id, ".") {
+		if !own.wal[id] && !l.draftInUse(id) && !strings.HasPrefix(id, ".") && l.ours(id) {
 			wal = append(wal, id)
 			strange[id] = unknown(id)
 		}
@@ -211,13 +219,13 @@ func (l *look) checkBranches() []Finding {
 	var out []Finding
 	own := owned(l.inv)
 	for _, id := range sorted(slices.Collect(maps.Keys(l.volumes))) {
-		if !own.volumes[id] {
+		if !own.volumes[id] || !l.ours(id) {
 			continue
 		}
 		out = append(out, l.checkAccess(filepath.Join(l.Volumes, id), l.volumes[id])...)
 	}
 	for _, b := range l.inv.Branches {
-		if b.State != core.BranchReady || b.Deleting || l.projects[b.ProjectID].Deleting {
+		if b.State != core.BranchReady || b.Deleting || l.projects[b.ProjectID].Deleting || !l.ours(b.ID) {
 			continue
 		}
 		data, wal := filepath.Join(l.Volumes, b.Volume), filepath.Join(l.WAL, b.ID, strconv.Itoa(b.Incarnation))
@@ -260,7 +268,7 @@ func (l *look) checkBranches() []Finding {
 				Will:    "remove the file", Repair: l.fix(func(ctx context.Context, s *Service) error { return s.clearVolume(ctx, b.ID) })})
 		}
 	}
-	return append(out, l.checkTemplates()...)
+	return out
 }
 
 func (l *look) checkAccess(path string, v *volume) []Finding {
@@ -333,7 +341,7 @@ func (l *look) checkNames() []Finding {
 			path := filepath.Join(l.LogDir, name)
 			out = append(out, l.remove(DriftLog, name, fmt.Sprintf("The log %s is of an endpoint that was deleted.", path),
 				func(ctx context.Context, s *Service) error {
-					return s.ifUnowned(ctx, func(o owners) bool { return o.names[id] }, func() error { return os.Remove(path) })
+					return s.ifUnowned(ctx, id, func(o owners) bool { return o.names[id] }, func() error { return os.Remove(path) })
 				}))
 		}
 	}
@@ -342,7 +350,7 @@ func (l *look) checkNames() []Finding {
 		if foreign(name) {
 			out = append(out, l.remove(DriftSocketDir, name, fmt.Sprintf("The socket folder %s is of an endpoint that was deleted.", path),
 				func(ctx context.Context, s *Service) error {
-					return s.ifUnowned(ctx, func(o owners) bool { return o.names[name] }, func() error { return os.RemoveAll(path) })
+					return s.ifUnowned(ctx, name, func(o owners) bool { return o.names[name] }, func() error { return os.RemoveAll(path) })
 				}))
 		} else if own[name] || name == "control" {
 			out = append(out, l.checkAccess(path, v)...)
@@ -366,7 +374,7 @@ func (l *look) checkOperations() []Finding {
 		switch {
 		case l.s == nil:
 			// The next start goes on with it.
-		case !op.Alive && age > stuckAfter:
+		case age > stuckAfter && (op.Server == nil || !l.s.Fleet.Alive(*op.Server)):
 			out = append(out, Finding{Kind: DriftStuckOperation, Subject: op.ID, Problem: what + " is open and no server works on it.",
 				Will: "start it again", Repair: l.fix(func(ctx context.Context, s *Service) error { return s.kickBranch(ctx, op.BranchID) })})
 		case age > slowAfter:

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/ops"
 	"github.com/boughdb/bough/internal/postgres"
 	"github.com/boughdb/bough/internal/store"
 )
@@ -265,6 +266,7 @@ func (s *Service) UpdateEndpoint(ctx context.Context, c core.Caller, projectID, 
 		if resized != (postgres.SizeSpec{}) {
 			s.Computes.Resize(id, resized)
 		}
+		s.Peers.Tell(ctx, ops.NewsChanged, id)
 	}
 	return out, err
 }

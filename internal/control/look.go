@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -57,8 +58,9 @@ type look struct {
 	projects  map[string]store.InventoryProject
 	branches  map[string]store.InventoryBranch
 	endpoints map[string]store.InventoryEndpoint
-	busy      map[string]bool // branches with open operations
-	doubt     string          // why nothing is removed although no row owns it
+	busy      map[string]bool   // branches with open operations
+	places    map[string]string // branches, volumes and endpoints → their projects
+	doubt     string            // why nothing is removed although no row owns it
 }
 
 // volume is a folder that belongs to the computes' user.
@@ -221,6 +223,25 @@ func (l *look) index() {
 	for _, op := range l.inv.Open {
 		l.busy[op.BranchID] = true
 	}
+	l.places = placesOf(l.inv)
+}
+
+// leads tells whether this look is for what no project's server looks after.
+func (l *look) leads() bool { return l.s == nil || l.s.Fleet.Leads() }
+
+// ours tells whether what has that id, a branch's, an endpoint's or a volume's, is for this look to judge: only the server that
+// holds a project knows what it does there. What no row tells of, and what nobody holds, is the leader's.
+func (l *look) ours(id string) bool {
+	if l.s == nil {
+		return true
+	}
+	switch holder := l.inv.Holders[l.places[id]]; {
+	case holder == l.s.Fleet.Self():
+		return true
+	case holder != 0 && l.s.Fleet.Alive(holder):
+		return false
+	}
+	return l.leads()
 }
 
 func (l *look) counts() map[string]int {
@@ -267,7 +288,7 @@ func (l *look) draftInUse(id string) bool {
 		return false
 	}
 	_, busy := l.s.drafts.Load(id)
-	return busy
+	return busy || isDraft(id) && l.s.Fleet.Company() // another server's, perhaps: what stays goes when one starts alone
 }
 
 // draftOf tells whether a template of that name is being made.
@@ -277,6 +298,9 @@ func (l *look) draftOf(template string) bool {
 		l.s.drafts.Range(func(name, _ any) bool {
 			found = strings.HasPrefix(name.(string), template+"-draft-")
 			return !found
+		})
+		found = found || l.s.Fleet.Company() && slices.ContainsFunc(slices.Collect(maps.Keys(l.volumes)), func(id string) bool {
+			return strings.HasPrefix(id, template+"-draft-")
 		})
 	}
 	return found

@@ -15,12 +15,23 @@ import (
 // Recover makes what is and what should be one after any end of an earlier server: it takes over the computes that still
 // run, ends the processes that nobody owns, and marks as asleep what is gone. It comes before the queue starts, which then
 // goes on with what was not finished. Files that no row owns are left to reconciliation, which takes its time: no crash of
-// a server leaves any but templates' drafts.
+// a server leaves any but templates' drafts. It is for a server that starts while no other one runs on the data directory.
 func (s *Service) Recover(ctx context.Context) error {
-	if err := s.adoptComputes(ctx); err != nil {
+	handles, err := s.Store.Handles(ctx)
+	if err != nil {
 		return err
 	}
-	if err := s.endStrays(ctx); err != nil {
+	live, err := s.Store.LiveEndpoints(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.adoptComputes(ctx, handles, live); err != nil {
+		return err
+	}
+	if err := s.endStrays(ctx, func(string) bool { return true }); err != nil {
+		return err
+	}
+	if err := s.Store.HoldAlone(ctx, s.Fleet.Self()); err != nil {
 		return err
 	}
 	return s.sweepDrafts(ctx)
@@ -29,11 +40,8 @@ func (s *Service) Recover(ctx context.Context) error {
 // strayPatience is how long computes that nobody owns may take to end.
 const strayPatience = 2 * time.Minute
 
-func (s *Service) adoptComputes(ctx context.Context) error {
-	handles, err := s.Store.Handles(ctx)
-	if err != nil {
-		return err
-	}
+// adoptComputes takes over computes by their handles, and makes the endpoints that should run, or are about to, say what is.
+func (s *Service) adoptComputes(ctx context.Context, handles []store.Handle, live []core.Endpoint) error {
 	for _, h := range handles {
 		if err := s.adopt(ctx, h); err != nil {
 			s.log.Warn("a compute was not taken over; it is ended", "compute_id", h.ComputeID, "error", err)
@@ -41,10 +49,6 @@ func (s *Service) adoptComputes(ctx context.Context) error {
 				return err
 			}
 		}
-	}
-	live, err := s.Store.LiveEndpoints(ctx)
-	if err != nil {
-		return err
 	}
 	for _, e := range live {
 		_, up := s.Computes.Lookup(e.ID)
@@ -120,7 +124,7 @@ func (s *Service) adopt(ctx context.Context, h store.Handle) error {
 }
 
 // endStrays ends servers that run on our volumes and were not taken over: the server died before it knew them.
-func (s *Service) endStrays(ctx context.Context) error {
+func (s *Service) endStrays(ctx context.Context, ours func(dataDir string) bool) error {
 	known := map[int]bool{}
 	for _, id := range s.Computes.Running() {
 		if r, ok := s.Computes.Lookup(id); ok {
@@ -138,7 +142,7 @@ func (s *Service) endStrays(ctx context.Context) error {
 		}
 		strays := 0
 		for _, f := range found {
-			if known[f.PID] {
+			if known[f.PID] || !ours(f.DataDir) {
 				continue
 			}
 			strays++

@@ -19,14 +19,19 @@ import (
 // The repairs of reconciliation. Each looks again before it acts, holding what keeps everybody else from changing what it
 // looks at: the lock of a branch's volume, the lock of its row, or both. A lock that is held is not waited for.
 
-// ifUnowned does something to what no row owns, after reading the rows again.
-func (s *Service) ifUnowned(ctx context.Context, own func(owners) bool, do func() error) error {
+// ifUnowned does something to what has an id and no row owns, after reading the rows again.
+func (s *Service) ifUnowned(ctx context.Context, id string, own func(owners) bool, do func() error) error {
 	inv, err := s.Store.Inventory(ctx)
 	if err != nil {
 		return err
 	}
 	if own(owned(inv)) {
 		return errNothing
+	}
+	if project := placesOf(inv)[id]; project != "" { // a replica that sleeps
+		if err := s.holds(ctx, project); err != nil {
+			return err
+		}
 	}
 	return do()
 }
@@ -40,7 +45,7 @@ func (s *Service) removeOrphanVolume(ctx context.Context, id string) error {
 	if _, busy := s.drafts.Load(id); busy || missing(s.Volumes.Path(id)) {
 		return errNothing
 	}
-	return s.ifUnowned(ctx, func(o owners) bool { return o.volumes[id] }, func() error {
+	return s.ifUnowned(ctx, id, func(o owners) bool { return o.volumes[id] }, func() error {
 		if err := s.Driver.Clear(ctx, s.Volumes.Path(id), ""); err != nil {
 			return err
 		}
@@ -57,7 +62,7 @@ func (s *Service) removeOrphanWAL(ctx context.Context, id string) error {
 	if _, busy := s.drafts.Load(id); busy || missing(filepath.Join(s.WAL.Root(), id)) {
 		return errNothing
 	}
-	return s.ifUnowned(ctx, func(o owners) bool { return o.wal[id] }, func() error { return s.WAL.Delete(ctx, id) })
+	return s.ifUnowned(ctx, id, func(o owners) bool { return o.wal[id] }, func() error { return s.WAL.Delete(ctx, id) })
 }
 
 // removeOldWAL removes a WAL directory that is not of the branch's incarnation, unless its data directory uses it.
@@ -81,29 +86,32 @@ func (s *Service) removeOldWAL(ctx context.Context, branchID, incarnation string
 	return s.WAL.DeleteIncarnation(ctx, b.ID, n)
 }
 
-// quietBranch locks a branch's volume and returns the branch when no operation is open on it.
+// quietBranch locks a branch's volume and returns the branch when no operation is open on it and its project is this server's.
 func (s *Service) quietBranch(ctx context.Context, branchID string) (b core.Branch, unlock func(), err error) {
-	unlock, ok := s.locks.tryLock(branchID)
+	release, ok := s.locks.tryLock(branchID)
 	if !ok {
 		return b, nil, errBusy
 	}
 	defer func() {
 		if err != nil {
-			unlock()
+			release()
 		}
 	}()
-	pending, err := s.Store.PendingOperations(ctx, branchID)
+	b, err = s.Store.BranchByID(ctx, branchID)
+	if core.IsKind(err, core.KindNotFound) {
+		return b, nil, errNothing
+	}
+	if err == nil {
+		err = s.holds(ctx, b.ProjectID)
+	}
 	if err != nil {
 		return b, nil, err
 	}
-	if len(pending) > 0 {
-		return b, nil, errNothing
-	}
-	b, err = s.Store.BranchByID(ctx, branchID)
-	if core.IsKind(err, core.KindNotFound) {
+	pending, err := s.Store.PendingOperations(ctx, branchID)
+	if err == nil && len(pending) > 0 {
 		err = errNothing
 	}
-	return b, unlock, err
+	return b, release, err
 }
 
 // clearVolume removes what a dead server left in the volume of a sleeping branch.
@@ -127,6 +135,11 @@ func (s *Service) endStray(ctx context.Context, p compute.Found) error {
 		return err
 	}
 	id := filepath.Base(p.DataDir)
+	if project := placesOf(inv)[id]; project != "" {
+		if err := s.holds(ctx, project); err != nil {
+			return err
+		}
+	}
 	for _, b := range inv.Branches {
 		if b.Volume == id {
 			id = b.ID
@@ -165,7 +178,7 @@ func setAccess(path string, uid, gid int) error {
 // remakeTemplate makes a template again; what is left of it goes first, which no project needs: copies are independent.
 func (s *Service) remakeTemplate(ctx context.Context, b postgres.Build) error {
 	t := templateRef(b.Major)
-	unlock, err := s.templates.lock(ctx, t.Volume)
+	unlock, err := s.Fleet.Lock(ctx, t.Volume)
 	if err != nil {
 		return err
 	}
@@ -181,7 +194,7 @@ func (s *Service) remakeTemplate(ctx context.Context, b postgres.Build) error {
 
 // kickBranch starts the work on a branch whose server is gone.
 func (s *Service) kickBranch(ctx context.Context, branchID string) error {
-	if err := s.Store.ReleaseDeadClaims(ctx); err != nil {
+	if err := s.Store.ReleaseDeadClaims(ctx, s.Fleet.Alive); err != nil {
 		return err
 	}
 	s.Queue.Kick(branchID)
@@ -265,6 +278,11 @@ func (s *Service) removeGroup(ctx context.Context, id, branchID string) error {
 		return errBusy
 	}
 	defer unlock()
+	if b, err := s.Store.BranchByID(ctx, branchID); err == nil {
+		if err := s.holds(ctx, b.ProjectID); err != nil {
+			return err
+		}
+	}
 	return s.Computes.RemoveGroup(ctx, id)
 }
 

@@ -80,6 +80,8 @@ type Options struct {
 	Addressing Addressing
 	Recorder   Recorder
 	Meter      Meter
+	Fleet      Fleet
+	Peers      Peers
 
 	OperationsKeep time.Duration // how long the record of an operation is kept; 0: DefaultOperationsKeep
 	Log            *slog.Logger
@@ -93,7 +95,6 @@ type Service struct {
 	waking    singleflight.Group // by endpoint
 	readiness readiness
 	locks     keyedLocks // by branch: who changes its volume, or copies it
-	templates keyedLocks // by major
 	crashes   crashLog
 	seen      sync.Map // compute id → catalog fingerprint that the control database has
 	full      fullFlag
@@ -108,6 +109,7 @@ type Service struct {
 	expiry   chan struct{} // wakes who deletes branches that expire
 	stopPost context.CancelFunc
 
+	taking   sync.Mutex // see takeOver
 	stop     context.CancelFunc
 	stopOnce sync.Once
 	work     sync.WaitGroup

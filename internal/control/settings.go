@@ -120,6 +120,9 @@ func (s *Service) changeOf(ctx context.Context, project core.Project, endpointID
 	if c.restart, unknown, err = s.Inspector.NeedsRestart(ctx, build, c.keys); err != nil || len(unknown) == 0 {
 		return c, err
 	}
+	if e, err := s.Store.Endpoint(ctx, endpointID); err == nil {
+		_, _ = s.visit(ctx, e) // if it is not this server's
+	}
 	conn, err := s.Computes.Conn(ctx, endpointID, postgres.AdminDatabase)
 	if err != nil {
 		c.restart = true // it does not run, or its start is under way

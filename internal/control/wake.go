@@ -9,6 +9,7 @@ import (
 
 	"github.com/boughdb/bough/internal/compute"
 	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/ops"
 	"github.com/boughdb/bough/internal/postgres"
 	"github.com/boughdb/bough/internal/store"
 )
@@ -36,10 +37,12 @@ func (d Door) Endpoint(ctx context.Context, id string) (e core.Endpoint, access 
 		return e, access, false, err
 	}
 	if isReplica(e) {
-		_, running, err = d.s.running(ctx, e.BranchID)
+		_, running, err = d.s.reachable(ctx, e.BranchID)
 		return e, access, running, err
 	}
-	_, running = d.s.Computes.Lookup(id)
+	if _, running = d.s.Computes.Lookup(id); !running {
+		_, running = d.s.visit(ctx, e)
+	}
 	return e, access, running, nil
 }
 
@@ -59,8 +62,8 @@ func (d Door) Verifier(ctx context.Context, endpointID, role string, fresh bool)
 	if err != nil {
 		return "", false, err
 	}
-	if fresh && isReplica(e) {
-		if id, up, err := d.s.running(ctx, e.BranchID); err == nil && up {
+	if fresh {
+		if id, up, err := d.s.reachable(ctx, e.BranchID); err == nil && up {
 			if verifier, err := d.catalogVerifier(ctx, id, role); err == nil {
 				return verifier, verifier != "", nil
 			}
@@ -116,31 +119,32 @@ func (s *Service) wake(ctx context.Context, endpointID string) (compute.Ready, e
 		}
 		ready, forget := s.readiness.await(endpointID)
 		s.Computes.Hurry(endpointID) // a start that nobody waited for until now
-		err := s.awaitWake(ctx, endpointID, ready)
+		elsewhere, err := s.awaitWake(ctx, endpointID, ready)
 		forget()
-		if err != nil {
-			return compute.Ready{}, err
+		if err != nil || elsewhere.PID != 0 {
+			return elsewhere, err
 		}
 	}
 	return compute.Ready{}, core.Errorf(core.KindUnavailable, "", "endpoint %s is being suspended or disabled; try again", endpointID)
 }
 
 // awaitWake returns when the endpoint's compute is ready, or the operation that starts it has ended. The first does not
-// wait for the second: that is one commit later.
-func (s *Service) awaitWake(ctx context.Context, endpointID string, ready <-chan struct{}) error {
-	opID, err := s.enqueueWake(ctx, endpointID)
-	if err != nil {
-		return err
+// wait for the second: that is one commit later. elsewhere is set when the compute runs and is another server's.
+func (s *Service) awaitWake(ctx context.Context, endpointID string, ready <-chan struct{}) (elsewhere compute.Ready, err error) {
+	opID, elsewhere, err := s.enqueueWake(ctx, endpointID)
+	if err != nil || opID == "" {
+		return elsewhere, err
 	}
+	s.Peers.Tell(ctx, ops.NewsAwaited, endpointID)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	ended := make(chan error, 1)
 	go func() { ended <- s.Queue.Wait(ctx, opID) }() // ends with ctx
 	select {
 	case <-ready:
-		return nil
+		return elsewhere, nil
 	case err := <-ended:
-		return err
+		return elsewhere, err
 	}
 }
 
@@ -185,14 +189,20 @@ func (r *readiness) tell(endpointID string) {
 	}
 }
 
-// enqueueWake returns the start that is queued for an endpoint, after queueing one if there was none.
-func (s *Service) enqueueWake(ctx context.Context, endpointID string) (opID string, err error) {
+// enqueueWake returns the start that is queued for an endpoint, after queueing one if there was none; or nothing is queued,
+// because the compute runs under another server.
+func (s *Service) enqueueWake(ctx context.Context, endpointID string) (opID string, elsewhere compute.Ready, err error) {
 	e, err := s.Store.Endpoint(ctx, endpointID)
 	if err != nil {
-		return "", err
+		return "", elsewhere, err
+	}
+	if e.PendingState == "" {
+		if r, up := s.visit(ctx, e); up {
+			return "", r, nil
+		}
 	}
 	if err := s.runnable(ctx, s.Store.Q, e.ProjectID, e.BranchID); err != nil {
-		return "", err // without an operation for each of many tries
+		return "", elsewhere, err // without an operation for each of many tries
 	}
 	err = s.Store.Tx(ctx, func(q store.Q) error {
 		// A crash of the machine that forgets this record also ends the compute it starts.
@@ -243,8 +253,8 @@ func (s *Service) enqueueWake(ctx context.Context, endpointID string) (opID stri
 		return err
 	})
 	if err != nil {
-		return "", err
+		return "", elsewhere, err
 	}
 	s.Queue.Kick(e.BranchID)
-	return opID, nil
+	return opID, elsewhere, nil
 }

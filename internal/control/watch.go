@@ -198,12 +198,16 @@ func (s *Service) watchSpace(ctx context.Context) {
 	tick := time.NewTicker(spaceEvery)
 	defer tick.Stop()
 	for {
-		if s.full.Load() {
-			if err := s.Volumes.Flush(); err != nil {
-				s.log.Warn("cannot flush a full pool", "error", err)
+		look := s.Volumes.Space
+		if s.Fleet.Leads() {
+			look = s.Volumes.MakeRoom
+			if s.full.Load() {
+				if err := s.Volumes.Flush(); err != nil {
+					s.log.Warn("cannot flush a full pool", "error", err)
+				}
 			}
 		}
-		space, err := s.Volumes.MakeRoom(ctx)
+		space, err := look(ctx)
 		switch full := err == nil && space.Level == storage.LevelCritical; {
 		case err != nil:
 			if ctx.Err() == nil {
@@ -233,19 +237,16 @@ func (s *Service) watchSpace(ctx context.Context) {
 // ensureTemplate makes the volume that projects of a major version are copied from, once.
 func (s *Service) ensureTemplate(ctx context.Context, b postgres.Build) error {
 	name := templateRef(b.Major)
-	unlock, err := s.templates.lock(ctx, name.Volume)
+	if exists(s.Volumes.Path(name.Volume)) {
+		return nil
+	}
+	unlock, err := s.Fleet.Lock(ctx, name.Volume)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	have, err := s.Volumes.List(ctx)
-	if err != nil {
-		return err
-	}
-	for _, id := range have {
-		if id == name.Volume {
-			return nil
-		}
+	if exists(s.Volumes.Path(name.Volume)) {
+		return nil // meanwhile
 	}
 	began := time.Now()
 	// An initdb that outlived a killed server may still write to its draft: each try has one of its own.

@@ -10,7 +10,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -29,6 +28,9 @@ type Commit func(ctx context.Context, q store.Q) error
 
 // Runner does the work of operations.
 type Runner interface {
+	// Acquire makes a project this server's, and ready to be worked on, unless a server that lives has it. It returns the
+	// number of the server that has it in the end; 0 when there is no such project any more.
+	Acquire(ctx context.Context, projectID string) (server int64, err error)
 	// Run does the work and returns what to commit with its end. It may be called again after any failure and after a crash
 	// at any point, so every step must be repeatable.
 	Run(ctx context.Context, op core.Operation) (Commit, error)
@@ -36,6 +38,18 @@ type Runner interface {
 	Failed(op core.Operation, cause error) Commit
 	// Ended is told of every end, for metrics.
 	Ended(op core.Operation, status core.OperationStatus, took time.Duration)
+	// Told is called with what another server said about an endpoint.
+	Told(ctx context.Context, news News, endpointID string)
+}
+
+// Fleet is the servers that share the control database.
+type Fleet interface {
+	// Self is this server's number.
+	Self() int64
+	// Alive tells whether a server runs.
+	Alive(server int64) bool
+	// Company tells whether other servers run.
+	Company() bool
 }
 
 // MaxFailures is how often an operation is tried.
@@ -51,11 +65,13 @@ const (
 
 // Queue runs operations.
 type Queue struct {
-	store    *store.Store
-	runner   Runner
-	log      *slog.Logger
-	instance int32
-	river    *river.Client[pgx.Tx]
+	store  *store.Store
+	runner Runner
+	log    *slog.Logger
+	fleet  Fleet
+	river  *river.Client[pgx.Tx]
+
+	claims sync.RWMutex // held alone while projects are given up: nobody claims work of them meanwhile
 
 	mu       sync.Mutex
 	branches map[string]*branch
@@ -65,7 +81,6 @@ type Queue struct {
 	work     sync.WaitGroup
 	ctx      context.Context
 	cancel   context.CancelFunc
-	release  func()
 }
 
 // branch is one that is being worked on.
@@ -99,7 +114,7 @@ func (w *branchWorker) Work(ctx context.Context, job *river.Job[branchJob]) erro
 }
 
 // New makes a queue; work starts with Start. Until then operations can be inserted.
-func New(ctx context.Context, s *store.Store, log *slog.Logger) (*Queue, error) {
+func New(ctx context.Context, s *store.Store, fleet Fleet, log *slog.Logger) (*Queue, error) {
 	driver := riverpgxv5.New(s.Pool())
 	migrator, err := rivermigrate.New(driver, &rivermigrate.Config{Logger: quiet(log)})
 	if err != nil {
@@ -109,7 +124,7 @@ func New(ctx context.Context, s *store.Store, log *slog.Logger) (*Queue, error) 
 		return nil, core.Wrap(err, "ops.migrate", "the control database's user needs CREATE")
 	}
 	q := &Queue{
-		store: s, log: log, instance: rand.Int32(),
+		store: s, log: log, fleet: fleet,
 		branches: map[string]*branch{}, waiters: map[string][]chan struct{}{},
 	}
 	workers := river.NewWorkers()
@@ -131,11 +146,7 @@ func New(ctx context.Context, s *store.Store, log *slog.Logger) (*Queue, error) 
 func (q *Queue) Start(ctx context.Context, runner Runner) error {
 	q.runner = runner
 	q.ctx, q.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	release, err := q.store.HoldInstance(q.ctx, q.instance)
-	if err != nil {
-		return err
-	}
-	q.release = release
+	q.work.Go(func() { q.store.Listen(q.ctx, q.hear, q.deaf) })
 	if err := q.sweep(ctx); err != nil {
 		return err
 	}
@@ -161,7 +172,7 @@ func (q *Queue) Start(ctx context.Context, runner Runner) error {
 
 // sweep finds work that nobody runs: its server died, or its job was lost.
 func (q *Queue) sweep(ctx context.Context) error {
-	if err := q.store.ReleaseDeadClaims(ctx); err != nil {
+	if err := q.store.ReleaseDeadClaims(ctx, q.fleet.Alive); err != nil {
 		return err
 	}
 	ids, err := q.store.BusyBranches(ctx)
@@ -211,7 +222,6 @@ func (q *Queue) Stop(ctx context.Context) {
 		defer cancel()
 		_ = q.river.StopAndCancel(end) // its jobs wait for branches, which have just ended
 		q.work.Wait()
-		q.release()
 	})
 }
 
@@ -270,15 +280,12 @@ func (q *Queue) kick(branchID string) <-chan struct{} {
 
 func (q *Queue) drain(branchID string, b *branch) {
 	for {
-		op, ok, err := q.store.ClaimHead(q.ctx, branchID, int64(q.instance))
-		if err == nil && ok {
-			q.execute(op)
-			q.wake(op.ID)
-		} else if err != nil && q.ctx.Err() == nil {
+		more, err := q.next(branchID)
+		if err != nil && q.ctx.Err() == nil {
 			q.log.Error("cannot claim an operation", "branch_id", branchID, "error", err)
 		}
 		q.mu.Lock()
-		if (ok || b.again) && err == nil && !q.stopped {
+		if (more || b.again) && err == nil && !q.stopped {
 			b.again = false
 			q.mu.Unlock()
 			continue
@@ -287,6 +294,35 @@ func (q *Queue) drain(branchID string, b *branch) {
 		close(b.done)
 		q.mu.Unlock()
 		return
+	}
+}
+
+// next runs the first open operation of a branch, or tells the server whose it is; more is false when there is nothing to do
+// here.
+func (q *Queue) next(branchID string) (more bool, err error) {
+	q.claims.RLock()
+	op, ok, err := q.store.ClaimHead(q.ctx, branchID, q.fleet.Self())
+	q.claims.RUnlock()
+	if err != nil {
+		return false, err
+	}
+	if ok {
+		q.execute(op)
+		q.wake(op.ID)
+		return true, nil
+	}
+	head, ok, err := q.store.Head(q.ctx, branchID)
+	if err != nil || !ok || head.Claimed {
+		return false, err
+	}
+	switch server, err := q.runner.Acquire(q.ctx, head.ProjectID); {
+	case err != nil || server == 0:
+		return false, err
+	case server == q.fleet.Self():
+		return true, nil
+	default:
+		q.Tell(q.ctx, newsWork, work(server, branchID))
+		return false, nil
 	}
 }
 
@@ -354,6 +390,11 @@ func (q *Queue) end(op core.Operation, commit Commit, status core.OperationStatu
 				return err
 			}
 		}
+		if q.fleet.Company() {
+			if err := tx.Tell(q.ctx, q.message(newsEnded, op.ID)); err != nil {
+				return err
+			}
+		}
 		return tx.EndOperation(q.ctx, op.ID, status, message)
 	})
 }
@@ -391,7 +432,7 @@ func (q *Queue) Wait(ctx context.Context, opID string) error {
 			return ctx.Err()
 		case <-ended:
 			ended = nil // once is enough; a nil channel blocks
-		case <-time.After(sweepEvery): // another server may run it
+		case <-time.After(q.patience()): // another server may run it, and its message may be lost
 		}
 	}
 }

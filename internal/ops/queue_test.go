@@ -24,6 +24,7 @@ type world struct {
 	store    *store.Store
 	project  core.Project
 	branches []core.Branch
+	dead     sync.Map // numbers of servers
 }
 
 func newWorld(t *testing.T, branches int) *world {
@@ -54,13 +55,35 @@ func check(t *testing.T, err error) {
 	}
 }
 
-// queue makes a queue that is stopped with the test.
-func (w *world) queue(t *testing.T) *ops.Queue {
+// member is a server of a fleet that a test makes.
+type member struct {
+	w    *world
+	self int64
+}
+
+func (m member) Self() int64 { return m.self }
+
+func (m member) Alive(server int64) bool {
+	_, dead := m.w.dead.Load(server)
+	return !dead
+}
+
+func (m member) Company() bool { return m.self > 1 }
+
+// queue makes a queue that is stopped with the test: the server of that number. From the second on they have company.
+func (w *world) queue(t *testing.T, server int64) *ops.Queue {
 	t.Helper()
-	q, err := ops.New(t.Context(), w.store, slog.New(slog.DiscardHandler))
+	q, err := ops.New(t.Context(), w.store, member{w, server}, slog.New(slog.DiscardHandler))
 	check(t, err)
 	t.Cleanup(func() { q.Stop(context.WithoutCancel(t.Context())) })
 	return q
+}
+
+// start makes a queue work.
+func (w *world) start(t *testing.T, q *ops.Queue, server int64, s *script) {
+	t.Helper()
+	s.w, s.self = w, server
+	check(t, q.Start(t.Context(), s))
 }
 
 // enqueue queues operations and returns their ids.
@@ -86,7 +109,9 @@ func (w *world) enqueue(t *testing.T, q *ops.Queue, branch core.Branch, actions 
 
 // script is a Runner that records what it is asked for.
 type script struct {
-	run func(ctx context.Context, op core.Operation) (ops.Commit, error)
+	run  func(ctx context.Context, op core.Operation) (ops.Commit, error)
+	w    *world
+	self int64
 
 	mu     sync.Mutex
 	order  []string
@@ -112,6 +137,26 @@ func (s *script) Failed(op core.Operation, _ error) ops.Commit {
 
 func (s *script) Ended(core.Operation, core.OperationStatus, time.Duration) {}
 
+func (s *script) Told(context.Context, ops.News, string) {}
+
+func (s *script) Acquire(ctx context.Context, projectID string) (int64, error) {
+	for {
+		h, err := s.w.store.HoldProject(ctx, projectID, s.self)
+		if err != nil {
+			return 0, err
+		}
+		if _, dead := s.w.dead.Load(h.Server); !dead {
+			return h.Server, nil
+		}
+		if err := s.w.store.InheritProjects(ctx, h.Server, s.self); err != nil {
+			return 0, err
+		}
+		if err := s.w.store.ReadyProject(ctx, projectID, s.self); err != nil {
+			return 0, err
+		}
+	}
+}
+
 func (s *script) ran() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -120,7 +165,7 @@ func (s *script) ran() []string {
 
 func TestABranchIsSerialAndBranchesAreParallel(t *testing.T) {
 	w := newWorld(t, 2)
-	q := w.queue(t)
+	q := w.queue(t, 1)
 	slow := w.branches[0].ID
 	proceed := make(chan struct{})
 	s := &script{run: func(ctx context.Context, op core.Operation) (ops.Commit, error) {
@@ -132,7 +177,7 @@ func TestABranchIsSerialAndBranchesAreParallel(t *testing.T) {
 		}
 		return nil, nil
 	}}
-	check(t, q.Start(t.Context(), s))
+	w.start(t, q, 1, s)
 	first := w.enqueue(t, q, w.branches[0], core.ActionCreateBranch, core.ActionStartCompute, core.ActionSuspendCompute)
 	q.Kick(slow)
 	other := w.enqueue(t, q, w.branches[1], core.ActionStartCompute)
@@ -153,16 +198,16 @@ func TestABranchIsSerialAndBranchesAreParallel(t *testing.T) {
 
 func TestNobodyKicks(t *testing.T) {
 	w := newWorld(t, 1)
-	q := w.queue(t)
+	q := w.queue(t, 1)
 	s := &script{}
-	check(t, q.Start(t.Context(), s))
+	w.start(t, q, 1, s)
 	ids := w.enqueue(t, q, w.branches[0], core.ActionStartCompute) // only the River job knows
 	check(t, q.Wait(t.Context(), ids[0]))
 }
 
 func TestTheCommitAndTheEndAreOne(t *testing.T) {
 	w := newWorld(t, 1)
-	q := w.queue(t)
+	q := w.queue(t, 1)
 	b := w.branches[0]
 	tries := 0
 	s := &script{run: func(context.Context, core.Operation) (ops.Commit, error) {
@@ -177,7 +222,7 @@ func TestTheCommitAndTheEndAreOne(t *testing.T) {
 			return nil
 		}, nil
 	}}
-	check(t, q.Start(t.Context(), s))
+	w.start(t, q, 1, s)
 	ids := w.enqueue(t, q, b, core.ActionStartCompute)
 	q.Kick(b.ID)
 	check(t, q.Wait(t.Context(), ids[0]))
@@ -202,9 +247,9 @@ func TestFailures(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, 1)
-			q := w.queue(t)
+			q := w.queue(t, 1)
 			s := &script{run: func(context.Context, core.Operation) (ops.Commit, error) { return nil, tc.err }}
-			check(t, q.Start(t.Context(), s))
+			w.start(t, q, 1, s)
 			ids := w.enqueue(t, q, w.branches[0], core.ActionStartCompute)
 			q.Kick(w.branches[0].ID)
 			if err := q.Wait(t.Context(), ids[0]); err == nil {
@@ -227,13 +272,13 @@ func TestFailures(t *testing.T) {
 func TestTheNextServerGoesOn(t *testing.T) {
 	w := newWorld(t, 1)
 	begun := make(chan struct{})
-	first := w.queue(t)
+	first := w.queue(t, 1)
 	stuck := &script{run: func(ctx context.Context, _ core.Operation) (ops.Commit, error) {
 		close(begun)
 		<-ctx.Done()
 		return nil, ctx.Err()
 	}}
-	check(t, first.Start(t.Context(), stuck))
+	w.start(t, first, 1, stuck)
 	ids := w.enqueue(t, first, w.branches[0], core.ActionCreateBranch, core.ActionStartCompute)
 	first.Kick(w.branches[0].ID)
 	<-begun
@@ -241,11 +286,82 @@ func TestTheNextServerGoesOn(t *testing.T) {
 	cancel()
 	first.Stop(gone)
 
-	second := w.queue(t)
+	w.dead.Store(int64(1), nil)
+	second := w.queue(t, 2)
 	s := &script{}
-	check(t, second.Start(t.Context(), s))
+	w.start(t, second, 2, s)
 	check(t, second.Wait(t.Context(), ids[1]))
 	if got := s.ran(); !slices.Equal(got, ids) {
 		t.Errorf("the second server ran %v, want %v", got, ids)
+	}
+}
+
+// TestTwoServersShareTheWork queues work of one project at both servers: the one that holds the project does all of it, once
+// and in order, and who waits at the other hears of it.
+func TestTwoServersShareTheWork(t *testing.T) {
+	const each = 20
+	w := newWorld(t, 4)
+	var queues []*ops.Queue
+	var scripts []*script
+	for server := int64(2); server < 4; server++ {
+		q, s := w.queue(t, server), &script{}
+		w.start(t, q, server, s)
+		queues, scripts = append(queues, q), append(scripts, s)
+	}
+	var all sync.WaitGroup
+	for i := range each {
+		for n, q := range queues {
+			b := w.branches[(i+n)%len(w.branches)]
+			all.Go(func() {
+				ids := w.enqueue(t, q, b, core.ActionStartCompute, core.ActionSuspendCompute)
+				q.Kick(b.ID)
+				if err := q.Wait(t.Context(), ids[1]); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+	all.Wait()
+	first, second := scripts[0].ran(), scripts[1].ran()
+	if len(first)+len(second) != each*2*2 {
+		t.Errorf("%d and %d operations ran, %d were queued", len(first), len(second), each*2*2)
+	}
+	if len(first) > 0 && len(second) > 0 {
+		t.Errorf("both servers worked on a project: %d and %d operations", len(first), len(second))
+	}
+	ran := slices.Sorted(slices.Values(append(first, second...)))
+	if len(slices.Compact(ran)) != each*2*2 {
+		t.Error("an operation ran twice")
+	}
+}
+
+// TestAProjectThatRestsIsAnybodys lets a server give up what it does not need: the other takes it.
+func TestAProjectThatRestsIsAnybodys(t *testing.T) {
+	w := newWorld(t, 1)
+	b := w.branches[0]
+	first, second := w.queue(t, 2), w.queue(t, 3)
+	one, two := &script{}, &script{}
+	w.start(t, first, 2, one)
+	w.start(t, second, 3, two)
+	run := func(q *ops.Queue) {
+		ids := w.enqueue(t, q, b, core.ActionStartCompute)
+		q.Kick(b.ID)
+		check(t, q.Wait(t.Context(), ids[0]))
+	}
+	run(first)
+	run(second)
+	left, err := first.Leave(t.Context())
+	check(t, err)
+	if !slices.Equal(left, []string{w.project.ID}) {
+		t.Fatalf("left %v", left)
+	}
+	run(second)
+	check(t, w.store.SaveHandle(t.Context(), b.ID, b.ID, json.RawMessage(`{}`)))
+	if left, err := second.Leave(t.Context()); err != nil || len(left) > 0 {
+		t.Errorf("left %v although something runs, %v", left, err)
+	}
+	run(first)
+	if len(one.ran()) != 2 || len(two.ran()) != 2 {
+		t.Errorf("%d and %d operations", len(one.ran()), len(two.ran()))
 	}
 }

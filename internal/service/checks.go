@@ -19,6 +19,9 @@ import (
 // checks compares what the service owns: files for clients, secrets, sockets, space. See control.ReconcileOptions.
 func (s *Server) checks(ctx context.Context) []control.Finding {
 	var out []control.Finding
+	if !s.fleet.Leads() {
+		return nil
+	}
 	if s.admin.APIKey != "" { // the start is over
 		out = append(out, s.checkAdminFile()...)
 	}

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -44,15 +45,20 @@ func Down(ctx context.Context, dir string, log *slog.Logger) error {
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		return core.NotFoundf("there is no data directory %s; name yours with --data-dir", dir)
 	}
-	if pid, ok := serverPID(l); ok {
-		log.Info("stopping the server", "pid", pid)
-		if err := end(ctx, pid, syscall.SIGTERM, serverStop); err != nil {
-			return err
-		}
-		// What it was just starting can be seen, and stopped, once the lock is free; see lockPatience.
-		for deadline := time.Now().Add(lockPatience); ok && time.Now().Before(deadline) && ctx.Err() == nil; time.Sleep(pollEvery) {
-			_, ok = serverPID(l)
-		}
+	if err := stopServers(ctx, l, log); err != nil {
+		return err
+	}
+	// Nobody starts meanwhile: who is at it has been stopped.
+	if err := os.MkdirAll(l.servers(), 0o755); err != nil {
+		return core.Wrap(err, "service.down", "")
+	}
+	starting, err := lockFile(ctx, l.server("starting"), syscall.LOCK_EX)
+	if err != nil {
+		return err
+	}
+	defer starting.Close()
+	if err := stopServers(ctx, l, log); err != nil { // who was not seen before
+		return err
 	}
 	if err := stopProcesses(ctx, l, log); err != nil {
 		return err
@@ -63,22 +69,57 @@ func Down(ctx context.Context, dir string, log *slog.Logger) error {
 	return core.Wrap(os.RemoveAll(l.runDir()), "service.down", "")
 }
 
-// serverPID is the process that holds the data directory's lock.
-func serverPID(l layout) (int, bool) {
+// stopServers ends all servers at once, so that none goes on with what another one did.
+func stopServers(ctx context.Context, l layout, log *slog.Logger) error {
+	pids := serverPIDs(l)
+	errs := make(chan error, len(pids))
+	for _, pid := range pids {
+		log.Info("stopping the server", "pid", pid)
+		go func() { errs <- end(ctx, pid, syscall.SIGTERM, serverStop) }()
+	}
+	var err error
+	for range pids {
+		err = errors.Join(err, <-errs)
+	}
+	if err != nil {
+		return err
+	}
+	// What they were just starting can be seen, and stopped, once their locks are free; see lockPatience.
+	same := func(pid int) bool { return slices.Contains(pids, pid) }
+	for deadline := time.Now().Add(lockPatience); slices.ContainsFunc(serverPIDs(l), same) && time.Now().Before(deadline) && ctx.Err() == nil; {
+		time.Sleep(pollEvery)
+	}
+	return nil
+}
+
+// serverPIDs are the processes that serve a data directory.
+func serverPIDs(l layout) []int {
+	var pids []int
+	alive, _ := members(l)
+	for _, m := range alive {
+		if m.PID > 1 {
+			pids = append(pids, m.PID)
+		}
+	}
+	if len(alive) > 0 || !locked(l) {
+		return pids
+	}
+	// One of a version in which there was one server, which wrote its number into the lock.
+	raw, err := os.ReadFile(l.lock())
+	if pid, convErr := strconv.Atoi(strings.TrimSpace(string(raw))); err == nil && convErr == nil && pid > 1 {
+		pids = append(pids, pid)
+	}
+	return pids
+}
+
+// locked tells whether a server holds the data directory.
+func locked(l layout) bool {
 	f, err := os.OpenFile(l.lock(), os.O_RDWR, 0)
 	if err != nil {
-		return 0, false
+		return false
 	}
 	defer f.Close()
-	if syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
-		return 0, false
-	}
-	raw, err := os.ReadFile(l.lock())
-	if err != nil {
-		return 0, false
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(raw)))
-	return pid, err == nil && pid > 1
+	return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil
 }
 
 // stopProcesses ends the computes, then the control database.
@@ -155,7 +196,8 @@ func end(ctx context.Context, pid int, sig syscall.Signal, limit time.Duration) 
 // Status is what `bough status` shows.
 type Status struct {
 	DataDir   string     `json:"data_dir"`
-	PID       int        `json:"pid"` // 0: no server
+	PID       int        `json:"pid"`     // of the server that admin.json names; 0: no server
+	Servers   []Member   `json:"servers"` // all that run
 	Healthy   bool       `json:"healthy"`
 	Problem   string     `json:"problem,omitempty"`
 	Admin     *AdminFile `json:"-"`
@@ -181,11 +223,16 @@ func Look(ctx context.Context, dir string) (Status, error) {
 	if _, err := os.Stat(dir); err != nil {
 		return st, core.NotFoundf("there is no data directory %s; name yours with --data-dir, or start a server with: bough serve", dir)
 	}
-	st.PID, _ = serverPID(l)
+	st.Servers, _ = members(l)
 	if raw, err := os.ReadFile(l.admin()); err == nil {
 		var a AdminFile
 		if json.Unmarshal(raw, &a) == nil {
 			st.Admin, st.APIURL, st.PGAddr, st.Sizes = &a, a.APIURL, a.PGAddr, a.Sizes
+		}
+	}
+	for _, m := range st.Servers {
+		if st.PID == 0 || m.APIURL == st.APIURL {
+			st.PID = m.PID
 		}
 	}
 	if st.PID != 0 && st.APIURL != "" {

@@ -67,6 +67,7 @@ type Server struct {
 	log    *slog.Logger
 	closes []func(ctx context.Context) // undone in reverse
 
+	fleet   *fleet
 	driver  *local.Driver
 	control *control.Service
 	store   *store.Store
@@ -91,7 +92,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func(*Server))
 		for i := len(s.closes) - 1; i >= 0; i-- {
 			s.closes[i](stop)
 		}
-		if cfg.StopComputes && err == nil {
+		if others, _ := members(s.layout); cfg.StopComputes && err == nil && len(others) == 0 {
 			err = stopProcesses(stop, s.layout, log)
 		}
 	}()
@@ -100,7 +101,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func(*Server))
 	}
 	ready(s)
 	<-ctx.Done()
-	log.Info("stopping; computes keep running unless asked otherwise", "stop_computes", cfg.StopComputes)
+	log.Info("stopping; computes keep running unless asked otherwise", "stop_computes", cfg.StopComputes && !s.fleet.Company())
 	return nil
 }
 
@@ -116,12 +117,7 @@ func (s *Server) start(ctx context.Context) error {
 	if err := os.MkdirAll(s.layout.logs(), 0o755); err != nil {
 		return &core.Error{Kind: core.KindUnavailable, Message: fmt.Sprintf("cannot make the data directory %s; name another one with --data-dir", s.layout.dir), Err: err}
 	}
-	lock, err := takeLock(ctx, s.layout.lock())
-	if err != nil {
-		return err
-	}
-	s.onClose(func(context.Context) { lock.release() })
-	if err := s.checkPorts(ctx); err != nil {
+	if err := s.join(ctx); err != nil {
 		return err
 	}
 	cred, err := s.computeUser()
@@ -151,6 +147,7 @@ func (s *Server) start(ctx context.Context) error {
 	pool, err := storage.Open(ctx, storage.Options{
 		Dir: s.layout.dir, Backend: s.cfg.Storage, Preallocate: s.cfg.Preallocate, SizeBytes: s.cfg.PoolSize, LimitBytes: s.cfg.PoolLimit, UID: uid, GID: gid,
 		HostReserve: s.cfg.HostReserve, PoolReserve: s.cfg.PoolReserve, Log: s.log,
+		Maker: strconv.FormatInt(s.fleet.Self(), 10), MakerLives: s.fleet.makerLives,
 	})
 	if err != nil {
 		return err
@@ -193,7 +190,7 @@ func (s *Server) start(ctx context.Context) error {
 		Groups: groups, Ungrouped: ungrouped, MaxStarts: s.cfg.MaxStarts, MaxPoll: min(every, maxPoll),
 	})
 	s.onClose(func(context.Context) { computes.Close() })
-	queue, err := ops.New(ctx, s.store, s.log)
+	queue, err := ops.New(ctx, s.store, s.fleet, s.log)
 	if err != nil {
 		return err
 	}
@@ -212,18 +209,20 @@ func (s *Server) start(ctx context.Context) error {
 			Checks: []func(context.Context) []control.Finding{s.checks},
 		},
 		Addressing: control.Addressing{Domain: s.cfg.Domain, Region: s.cfg.Region, Resolves: resolves(ctx, s.cfg.Domain)},
-		Recorder:   s.metrics, Meter: meter, Log: s.log, OperationsKeep: s.cfg.OperationsKeep,
+		Recorder:   s.metrics, Meter: meter, Log: s.log, OperationsKeep: s.cfg.OperationsKeep, Fleet: s.fleet, Peers: queue,
 	})
 	watcher.S = s.control
 	s.metrics.watch(&lookCollector{
 		ctx: background, computes: computes, pool: pool, endpoints: s.store.CountEndpoints, drifts: s.control.DriftCounts,
 		replicas: s.control.ReplicaLags, meter: meter,
 	})
-	if err := s.control.Recover(ctx); err != nil {
-		return err
-	}
-	if err := computes.Sweep(ctx); err != nil {
-		return err
+	if s.fleet.alone { // else what is left of dead servers is the leader's to take over
+		if err := s.control.Recover(ctx); err != nil {
+			return err
+		}
+		if err := computes.Sweep(ctx); err != nil {
+			return err
+		}
 	}
 	s.onClose(func(context.Context) { meter.Stop() }) // after the doors and the queue, which have told it everything by then
 	if err := queue.Start(ctx, s.control); err != nil {
@@ -256,13 +255,45 @@ func (s *Server) start(ctx context.Context) error {
 		return err
 	}
 	// Now that everything is there, it can be looked at.
-	if err := s.operator.Start(ctx); err != nil {
-		return err
-	}
 	s.onClose(s.operator.Stop)
+	if s.fleet.Leads() {
+		if err := s.operator.Start(ctx); err != nil {
+			return err
+		}
+	}
 	s.control.Start(ctx)
 	s.onClose(func(context.Context) { s.control.Stop() })
+	if err := s.fleet.ready(s.admin.APIURL, s.admin.PGAddr); err != nil {
+		return err
+	}
+	s.fleet.Start(ctx, fleetHooks{lead: s.lead, inherit: s.control.Inherit, tick: s.control.Leave})
+	s.onClose(func(context.Context) { s.fleet.Stop() })
 	return nil
+}
+
+// join makes this process a server of the data directory.
+func (s *Server) join(ctx context.Context) (err error) {
+	if s.fleet, err = joinFleet(ctx, s.layout, s.log); err != nil {
+		return err
+	}
+	s.onClose(func(context.Context) { s.fleet.leave() })
+	if !s.fleet.alone {
+		s.log.Info("other servers run on this data directory: sharing the work with them")
+	}
+	err = s.checkPorts(ctx)
+	others, _ := members(s.layout)
+	for _, m := range others {
+		if err != nil && m.Server != s.fleet.Self() {
+			return core.Errorf(core.KindUnavailable, "", "a server (pid %d) already runs on %s, at %s and %s; to run another one beside it choose other addresses with --http-listen and --pg-listen, or stop it with: bough down --data-dir %[2]s",
+				m.PID, s.layout.dir, m.APIURL, m.PGAddr)
+		}
+	}
+	return err
+}
+
+// lead takes over what one server does for clients on this machine.
+func (s *Server) lead(ctx context.Context) error {
+	return errors.Join(s.saveAdmin(), s.operator.Start(ctx))
 }
 
 // checkPorts finds out that a port is busy before anything is mounted or started.
@@ -422,6 +453,9 @@ func (s *Server) writeAdmin(ctx context.Context, apiURL, pgAddr string) error {
 	}
 	s.admin.APIURL, s.admin.PGAddr, s.admin.Sizes = apiURL, pgAddr, s.sizes
 	s.admin.PublicURL = strings.TrimRight(s.cfg.PublicURL, "/")
+	if !s.fleet.Leads() {
+		return nil
+	}
 	return s.saveAdmin()
 }
 
@@ -454,47 +488,3 @@ func resolves(ctx context.Context, domain string) bool {
 	addrs, err := net.DefaultResolver.LookupHost(ctx, name)
 	return err == nil && len(addrs) > 0
 }
-
-// lockFile is held by the server of a data directory; it holds the server's pid.
-type lockFile struct{ f *os.File }
-
-// lockPatience covers the moment in which a server that was killed is survived by a process that it was just starting: that
-// one holds the lock too, until it becomes the other program.
-const lockPatience = 5 * time.Second
-
-func takeLock(ctx context.Context, path string) (*lockFile, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
-	if err != nil {
-		return nil, core.Wrap(err, "service.lock", "")
-	}
-	for deadline := time.Now().Add(lockPatience); ; {
-		if syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
-			break
-		}
-		pid, _ := os.ReadFile(path)
-		if time.Now().After(deadline) || ctx.Err() != nil || alive(strings.TrimSpace(string(pid))) {
-			_ = f.Close()
-			return nil, core.Errorf(core.KindUnavailable, "", "a server (pid %s) already runs on %s; stop it with: bough down --data-dir %s",
-				strings.TrimSpace(string(pid)), filepath.Dir(path), filepath.Dir(path))
-		}
-		time.Sleep(pollEvery)
-	}
-	if err := errors.Join(f.Truncate(0), writeAt(f, fmt.Sprintf("%d\n", os.Getpid()))); err != nil {
-		_ = f.Close()
-		return nil, core.Wrap(err, "service.lock", "")
-	}
-	return &lockFile{f}, nil
-}
-
-// alive tells whether there is a process of that number.
-func alive(pid string) bool {
-	n, err := strconv.Atoi(pid)
-	return err == nil && n > 1 && !errors.Is(syscall.Kill(n, 0), syscall.ESRCH)
-}
-
-func writeAt(f *os.File, s string) error {
-	_, err := f.WriteAt([]byte(s), 0)
-	return err
-}
-
-func (l *lockFile) release() { _ = l.f.Close() }

@@ -27,6 +27,9 @@ func (s *Server) groups() (groups *cgroup.Tree, why string) {
 	}
 	s.sizes = "not enforced: " + why
 	s.log.Warn("the sizes of computes are not enforced: each may use the whole machine, and none is autoscaled", "reason", why)
+	if !s.fleet.alone {
+		return nil, why
+	}
 	// Computes that an earlier server limited.
 	if err := cgroup.Lift(s.layout.id()); err != nil {
 		s.log.Warn("limits of an earlier server stay", "error", err)

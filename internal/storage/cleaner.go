@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -18,6 +20,8 @@ const (
 	cloneWait = 5 * time.Second
 	// cleanRetry is when a volume that could not be removed is tried again.
 	cleanRetry = time.Minute
+	// cleanWait is how often a process looks whether another one has ended its cleaning.
+	cleanWait = time.Second
 )
 
 // drainer is a backend whose Remove leaves the work to the file system. Drain removes a volume, or what is left of one, and
@@ -113,6 +117,40 @@ func (p *Pool) wakeCleaner() {
 
 func (p *Pool) clean(ctx context.Context) {
 	for ctx.Err() == nil {
+		unlock, ok := p.cleanAlone()
+		if !ok {
+			select {
+			case <-ctx.Done():
+			case <-time.After(cleanWait):
+			}
+			continue
+		}
+		again := p.cleanOnce(ctx)
+		unlock()
+		select {
+		case <-ctx.Done():
+		case <-p.cleaner.wake:
+		case <-again:
+		}
+	}
+}
+
+// cleanAlone keeps other processes from cleaning; ok is false when one is at it, and takes care of what is there.
+func (p *Pool) cleanAlone() (unlock func(), ok bool) {
+	f, err := os.Open(p.deleting())
+	if err != nil {
+		return func() {}, true // which cleanOnce reports
+	}
+	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+		_ = f.Close()
+		return nil, false
+	}
+	return func() { _ = f.Close() }, true
+}
+
+// cleanOnce removes what waits until nothing does; again tells when to try the rest, and is nil when there is none.
+func (p *Pool) cleanOnce(ctx context.Context) (again <-chan time.Time) {
+	for ctx.Err() == nil {
 		paths, err := p.waiting(ctx)
 		if err != nil && ctx.Err() == nil {
 			p.log.WarnContext(ctx, "cannot see which deleted volumes are left", "error", err)
@@ -120,7 +158,7 @@ func (p *Pool) clean(ctx context.Context) {
 		failed := err != nil
 		for _, path := range paths {
 			if ctx.Err() != nil {
-				return
+				return nil
 			}
 			p.awaitClones(ctx)
 			began := time.Now()
@@ -130,18 +168,14 @@ func (p *Pool) clean(ctx context.Context) {
 			}
 			p.rest(ctx, time.Since(began))
 		}
-		var again <-chan time.Time
-		if failed {
-			again = time.After(cleanRetry)
-		} else if len(paths) > 0 {
-			continue // more may have come meanwhile
-		}
-		select {
-		case <-ctx.Done():
-		case <-p.cleaner.wake:
-		case <-again:
+		switch {
+		case failed:
+			return time.After(cleanRetry)
+		case len(paths) == 0: // else more may have come meanwhile
+			return nil
 		}
 	}
+	return nil
 }
 
 // drain removes one volume and returns when its space is free.

@@ -128,7 +128,7 @@ func (p *Pool) Leftovers(ctx context.Context) ([]string, error) {
 	}
 	var names []string
 	for _, e := range entries {
-		if _, busy := p.staged.Load(filepath.Join(p.staging(), e.Name())); !busy {
+		if _, busy := p.staged.Load(filepath.Join(p.staging(), e.Name())); !busy && !p.elsewhere(e.Name()) {
 			names = append(names, e.Name())
 		}
 	}

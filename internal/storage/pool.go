@@ -22,6 +22,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -44,6 +45,11 @@ type Options struct {
 	HostReserve int64  // bytes to keep free on the host's file system; 0 chooses
 	PoolReserve int64  // bytes to keep free in the pool; 0 chooses
 	Log         *slog.Logger
+
+	// Maker marks the half-made volumes of this process among those of others that may share the pool; MakerLives tells of
+	// another mark whether its process still works on them. Without it everything that Open finds is left from before.
+	Maker      string
+	MakerLives func(maker string) bool
 }
 
 // Pool holds volumes. Its methods are safe for concurrent use; two calls that change the same volume are the caller's to
@@ -246,9 +252,19 @@ func (p *Pool) checkExists(id string) error {
 	return err
 }
 
-// stagingPath is a name that no other call uses.
+// stagingPath is a name that no other call uses, nor another process.
 func (p *Pool) stagingPath(id string) string {
-	return filepath.Join(p.staging(), id+"."+rand.Text()[:10])
+	return filepath.Join(p.staging(), id+"."+p.opts.Maker+"."+rand.Text()[:10])
+}
+
+// elsewhere tells whether another process that lives works on what has that name in staging.
+func (p *Pool) elsewhere(name string) bool {
+	parts := strings.Split(name, ".")
+	if p.opts.MakerLives == nil || len(parts) < 3 {
+		return false
+	}
+	maker := parts[len(parts)-2]
+	return maker != p.opts.Maker && p.opts.MakerLives(maker)
 }
 
 // working says that a call works on a path in staging, until done is called; see Leftovers.
@@ -290,6 +306,9 @@ func (p *Pool) sweep(ctx context.Context) error {
 		return err
 	}
 	for _, e := range entries {
+		if p.elsewhere(e.Name()) {
+			continue
+		}
 		p.log.InfoContext(ctx, "removing what a crash left behind", "path", filepath.Join(p.staging(), e.Name()))
 		to := filepath.Join(p.deleting(), e.Name()+"."+rand.Text()[:10])
 		if err := os.Rename(filepath.Join(p.staging(), e.Name()), to); err != nil {

@@ -156,6 +156,12 @@ func (q Q) Handles(ctx context.Context) ([]Handle, error) {
 	return many(r, err, func(r db.Handle) Handle { return Handle(r) })
 }
 
+// Handle returns the record of a running compute.
+func (q Q) Handle(ctx context.Context, computeID string) (Handle, error) {
+	r, err := q.db.GetHandle(ctx, computeID)
+	return one(r, err, func(r db.Handle) Handle { return Handle(r) }, "compute", computeID)
+}
+
 // CountEndpoints counts the endpoints in each state.
 func (q Q) CountEndpoints(ctx context.Context) (map[string]int, error) {
 	rows, err := q.db.CountEndpointStates(ctx)

@@ -20,6 +20,7 @@ type Inventory struct {
 	Endpoints []InventoryEndpoint
 	Handles   []Handle
 	Open      []InventoryOperation // in order
+	Holders   map[string]int64     // the servers of projects, by project
 	// Position is where the control database is in its history; zero when it does not tell.
 	Position Position
 }
@@ -62,8 +63,7 @@ type InventoryEndpoint struct {
 type InventoryOperation struct {
 	ID, BranchID, EndpointID string
 	Action                   core.OperationAction
-	Claimed                  bool // by a server
-	Alive                    bool // that server runs
+	Server                   *int64 // that claimed it; nil: none has
 	Updated                  time.Time
 }
 
@@ -98,7 +98,7 @@ func ReadInventory(ctx context.Context, url string) (Inventory, error) {
 }
 
 func inventory(ctx context.Context, pool *pgxpool.Pool) (Inventory, error) {
-	inv := Inventory{Meta: map[string]string{}}
+	inv := Inventory{Meta: map[string]string{}, Holders: map[string]int64{}}
 	err := pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		type pair struct{ key, value string }
 		meta, err := collect(ctx, tx, "SELECT key, value FROM meta", func(r pgx.CollectableRow) (p pair, err error) {
@@ -136,14 +136,24 @@ func inventory(ctx context.Context, pool *pgxpool.Pool) (Inventory, error) {
 		if err != nil {
 			return err
 		}
-		// A server holds the advisory lock of its number for as long as it lives; see HoldInstance.
-		inv.Open, err = collect(ctx, tx, `SELECT o.id, o.branch_id, o.endpoint_id, o.action, o.claimed_by IS NOT NULL, o.updated_at,
-			EXISTS (SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.classid = $1::bigint::oid AND l.objsubid = 2 AND l.granted
-				AND l.objid = (coalesce(o.claimed_by, -1) & 4294967295)::oid)
+		inv.Open, err = collect(ctx, tx, `SELECT o.id, o.branch_id, o.endpoint_id, o.action, o.claimed_by, o.updated_at
 			FROM operations o WHERE o.status IN ('scheduling', 'running') ORDER BY o.seq`,
 			func(r pgx.CollectableRow) (o InventoryOperation, err error) {
-				return o, r.Scan(&o.ID, &o.BranchID, &o.EndpointID, &o.Action, &o.Claimed, &o.Updated, &o.Alive)
-			}, int64(instanceLocks))
+				return o, r.Scan(&o.ID, &o.BranchID, &o.EndpointID, &o.Action, &o.Server, &o.Updated)
+			})
+		if err != nil {
+			return err
+		}
+		type held struct {
+			project string
+			server  int64
+		}
+		holders, err := collect(ctx, tx, "SELECT project_id, server FROM holders", func(r pgx.CollectableRow) (h held, err error) {
+			return h, r.Scan(&h.project, &h.server)
+		})
+		for _, h := range holders {
+			inv.Holders[h.project] = h.server
+		}
 		return err
 	})
 	if err == nil {

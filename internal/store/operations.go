@@ -71,8 +71,8 @@ func (q Q) ListOperations(ctx context.Context, projectID string, before time.Tim
 	return many(r, err, toOperation)
 }
 
-// ClaimHead makes the first open operation of a branch this instance's; ok is false when there is none or another
-// instance has it.
+// ClaimHead makes the first open operation of a branch this server's; ok is false when there is none, another server has it,
+// or the server does not hold the project.
 func (q Q) ClaimHead(ctx context.Context, branchID string, instance int64) (op core.Operation, ok bool, err error) {
 	r, err := q.db.ClaimHead(ctx, db.ClaimHeadParams{BranchID: branchID, Instance: instance})
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -109,40 +109,18 @@ func (q Q) BusyBranches(ctx context.Context) ([]string, error) {
 	return ids, internal(err)
 }
 
-// instanceLocks is the advisory-lock class whose keys are the running server instances.
-const instanceLocks = 0x626f7567 // "boug"
-
-// HoldInstance keeps an instance known as alive until release is called or the process ends.
-func (s *Store) HoldInstance(ctx context.Context, instance int32) (release func(), err error) {
-	conn, err := s.pool.Acquire(ctx)
-	if err != nil {
-		return nil, internal(err)
-	}
-	c := conn.Hijack() // never back to the pool: the lock is the session's
-	if _, err := c.Exec(ctx, "SELECT pg_advisory_lock($1, $2)", instanceLocks, instance); err != nil {
-		_ = c.Close(ctx)
-		return nil, internal(err)
-	}
-	return func() { _ = c.Close(context.WithoutCancel(ctx)) }, nil
-}
-
-// ReleaseDeadClaims gives back the operations that instances had claimed which are gone. Each counts as a failure.
-func (s *Store) ReleaseDeadClaims(ctx context.Context) error {
+// ReleaseDeadClaims gives back the operations that servers had claimed which do not live any more. Each counts as a failure.
+func (s *Store) ReleaseDeadClaims(ctx context.Context, alive func(server int64) bool) error {
 	ids, err := s.db.ListClaimants(ctx)
 	if err != nil {
 		return internal(err)
 	}
 	for _, id := range ids {
-		err := s.Tx(ctx, func(q Q) error {
-			var dead bool
-			err := q.tx.QueryRow(ctx, "SELECT pg_try_advisory_xact_lock($1, $2)", instanceLocks, int32(id)).Scan(&dead)
-			if err != nil || !dead {
-				return internal(err)
-			}
-			return internal(q.db.ReleaseClaims(ctx, id))
-		})
-		if err != nil {
-			return err
+		if alive(id) {
+			continue
+		}
+		if err := s.db.ReleaseClaims(ctx, id); err != nil {
+			return internal(err)
 		}
 	}
 	return nil

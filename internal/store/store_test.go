@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/boughdb/bough/internal/core"
 	"github.com/boughdb/bough/internal/pgtest"
@@ -202,6 +201,8 @@ func TestOperationsOfABranchAreClaimedInOrder(t *testing.T) {
 	if first.Status != core.OpRunning || second.Status != core.OpScheduling {
 		t.Fatalf("statuses as committed: %s, %s", first.Status, second.Status)
 	}
+	_, err := s.HoldProject(ctx, p.ID, 1)
+	check(t, err)
 	got, ok, err := s.ClaimHead(ctx, b.ID, 1)
 	check(t, err)
 	if !ok || got.ID != first.ID {
@@ -211,7 +212,7 @@ func TestOperationsOfABranchAreClaimedInOrder(t *testing.T) {
 		t.Fatalf("two instances claimed one operation (%v)", err)
 	}
 	check(t, s.EndOperation(ctx, first.ID, core.OpFinished, ""))
-	if got, ok, err := s.ClaimHead(ctx, b.ID, 2); err != nil || !ok || got.ID != second.ID {
+	if got, ok, err := s.ClaimHead(ctx, b.ID, 1); err != nil || !ok || got.ID != second.ID {
 		t.Fatalf("claimed %+v, %v", got, err)
 	}
 }
@@ -220,32 +221,49 @@ func TestDeadClaimsAreReleased(t *testing.T) {
 	s := open(t)
 	ctx := t.Context()
 	p, b := project(t, s)
-	release, err := s.HoldInstance(ctx, 7)
-	check(t, err)
+	hold := func(server, want int64) {
+		t.Helper()
+		h, err := s.HoldProject(ctx, p.ID, server)
+		check(t, err)
+		if h != (store.Holder{Server: want, Ready: true}) {
+			t.Fatalf("%d holds the project, want %d", h.Server, want)
+		}
+	}
 	op, err := s.InsertOperation(ctx, core.Operation{ID: core.NewUUID(), ProjectID: p.ID, BranchID: b.ID, Action: core.ActionStartCompute})
 	check(t, err)
+	if _, ok, err := s.ClaimHead(ctx, b.ID, 7); ok || err != nil {
+		t.Fatalf("a server claimed what is nobody's, %v", err)
+	}
+	hold(7, 7)
 	_, _, err = s.ClaimHead(ctx, b.ID, 7)
 	check(t, err)
-	check(t, s.ReleaseDeadClaims(ctx))
-	if _, ok, _ := s.ClaimHead(ctx, b.ID, 8); ok {
-		t.Fatal("the claim of a live instance was released")
+	hold(8, 7)
+	check(t, s.ReleaseDeadClaims(ctx, func(server int64) bool { return server == 7 }))
+	if head, ok, err := s.Head(ctx, b.ID); !ok || err != nil || !head.Claimed || head.Holder.Server != 7 {
+		t.Fatalf("the claim of a server that lives was released: %+v, %v", head, err)
 	}
-	release()
-	deadline := time.Now().Add(10 * time.Second)
-	for {
-		check(t, s.ReleaseDeadClaims(ctx)) // the session's end may take a moment to be seen
-		got, ok, err := s.ClaimHead(ctx, b.ID, 8)
-		check(t, err)
-		if ok {
-			if got.ID != op.ID || got.FailuresCount != 1 {
-				t.Errorf("%+v", got)
-			}
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the claim of a dead instance stays")
-		}
+	check(t, s.ReleaseDeadClaims(ctx, func(int64) bool { return false }))
+	if _, ok, err := s.ClaimHead(ctx, b.ID, 8); ok || err != nil {
+		t.Fatalf("a server claimed what another one holds, %v", err)
 	}
+	check(t, s.InheritProjects(ctx, 7, 8))
+	if _, ok, err := s.ClaimHead(ctx, b.ID, 8); ok || err != nil {
+		t.Fatalf("a server works on what it has not taken over, %v", err)
+	}
+	ids, err := s.UnreadyProjects(ctx, 8)
+	check(t, err)
+	if !slices.Equal(ids, []string{p.ID}) {
+		t.Fatalf("to be taken over: %v", ids)
+	}
+	check(t, s.ReadyProject(ctx, p.ID, 8))
+	got, ok, err := s.ClaimHead(ctx, b.ID, 8)
+	check(t, err)
+	if !ok || got.ID != op.ID || got.FailuresCount != 1 {
+		t.Errorf("%+v", got)
+	}
+	check(t, s.EndOperation(ctx, op.ID, core.OpFinished, ""))
+	check(t, s.InheritProjects(ctx, 8, 9))
+	hold(10, 10) // nothing was to be done there
 }
 
 func TestKeysAreFoundUntilRevoked(t *testing.T) {

@@ -195,6 +195,22 @@ func (q *Queries) GetEndpointAccess(ctx context.Context, id string) (GetEndpoint
 	return i, err
 }
 
+const getHandle = `-- name: GetHandle :one
+SELECT compute_id, branch_id, handle, started_at FROM handles WHERE compute_id = $1
+`
+
+func (q *Queries) GetHandle(ctx context.Context, computeID string) (Handle, error) {
+	row := q.db.QueryRow(ctx, getHandle, computeID)
+	var i Handle
+	err := row.Scan(
+		&i.ComputeID,
+		&i.BranchID,
+		&i.Handle,
+		&i.StartedAt,
+	)
+	return i, err
+}
+
 const insertEndpoint = `-- name: InsertEndpoint :one
 INSERT INTO endpoints (id, project_id, branch_id, name, region_id, type, min_cu, max_cu, provisioner, pg_settings, pooler_enabled,
     suspend_timeout, disabled, state, pending_state, preload)

@@ -139,6 +139,14 @@ type Handle struct {
 	StartedAt time.Time
 }
 
+// which of the servers of a data directory works on a project: it runs its operations and watches its computes
+type Holder struct {
+	ProjectID string
+	Server    int64
+	// the server has taken over what an earlier one left running
+	Ready bool
+}
+
 type Invitation struct {
 	ID         string
 	OrgID      string

@@ -17,6 +17,7 @@ UPDATE operations SET status = 'running', claimed_by = $2::bigint,
 WHERE seq = (SELECT o.seq FROM operations o WHERE o.branch_id = $1 AND o.status IN ('scheduling', 'running') ORDER BY o.seq LIMIT 1)
   AND status IN ('scheduling', 'running')
   AND (claimed_by IS NULL OR claimed_by = $2::bigint)
+  AND EXISTS (SELECT FROM holders h WHERE h.project_id = operations.project_id AND h.server = $2::bigint AND h.ready)
 RETURNING seq, id, project_id, branch_id, endpoint_id, action, status, error, failures_count, params, request_id, claimed_by, created_at, updated_at, started_at, duration_ms
 `
 

@@ -54,6 +54,9 @@ ON CONFLICT (compute_id) DO UPDATE SET handle = excluded.handle, started_at = no
 -- name: DeleteHandle :exec
 DELETE FROM handles WHERE compute_id = $1;
 
+-- name: GetHandle :one
+SELECT * FROM handles WHERE compute_id = $1;
+
 -- name: ListHandles :many
 SELECT * FROM handles;
 

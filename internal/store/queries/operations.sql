@@ -25,6 +25,7 @@ UPDATE operations SET status = 'running', claimed_by = @instance::bigint,
 WHERE seq = (SELECT o.seq FROM operations o WHERE o.branch_id = $1 AND o.status IN ('scheduling', 'running') ORDER BY o.seq LIMIT 1)
   AND status IN ('scheduling', 'running')
   AND (claimed_by IS NULL OR claimed_by = @instance::bigint)
+  AND EXISTS (SELECT FROM holders h WHERE h.project_id = operations.project_id AND h.server = @instance::bigint AND h.ready)
 RETURNING *;
 
 -- name: EndOperation :exec
