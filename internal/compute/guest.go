@@ -21,12 +21,19 @@ type guest struct {
 }
 
 // Visit lets Do and Conn reach a compute that another server watches. It fails with core.KindNotFound when its process is
-// gone. Visits end by themselves: with the process, and when they are not used.
+// gone, and with core.KindUnavailable when it is this Manager's and does not run. Visits end by themselves: with the process,
+// and when they are not used.
 func (m *Manager) Visit(ctx context.Context, id string, h Handle) (Ready, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
 		return Ready{}, errClosed
+	}
+	if u := m.units[id]; u != nil {
+		if u.phase == running {
+			return u.ready, nil
+		}
+		return Ready{}, errStoppedNow
 	}
 	if g := m.guests[id]; g != nil {
 		if g.handle == h {
