@@ -4,9 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
-	"io"
-	"net"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgproto3"
 )
@@ -32,39 +29,35 @@ func parseCancelKey(body []byte) (k cancelKey, err error) {
 	return cancelKey(body), nil
 }
 
-// forwardCancel passes a cancel request on to the compute and returns when that has taken it: the client learns from the
-// closing of its connection that the signal was sent.
+// member is an authenticated client, as the registry sees it.
+type member interface {
+	// cancelQuery interrupts what the client waits for. It returns when the signal was sent, and tells whether it was.
+	cancelQuery(ctx context.Context) bool
+	// end disconnects the client.
+	end()
+}
+
+// forwardCancel passes a cancel request on and returns when the compute has taken it: the client learns from the closing of its
+// connection that the signal was sent.
 func (s *Server) forwardCancel(ctx context.Context, key cancelKey) {
 	s.mu.Lock()
-	sess := s.keys[key]
+	m := s.keys[key]
 	s.mu.Unlock()
-	if sess == nil {
+	if m == nil {
 		return
-	}
-	sess.mu.Lock()
-	path, backend := sess.socketPath, sess.backendKey
-	sess.mu.Unlock()
-	if backend == nil {
-		return // no compute yet, so no query
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.opt.HandshakeTimeout)
 	defer cancel()
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", path)
-	if err != nil {
-		s.log.Debug("cancel request: the compute does not answer", "endpoint", sess.endpointID, "error", err)
-		return
+	if m.cancelQuery(ctx) {
+		s.stats.cancels.Add(1)
 	}
-	defer func() { _ = conn.Close() }()
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })
-	defer stop()
-	msg, err := (&pgproto3.CancelRequest{ProcessID: backend.ProcessID, SecretKey: backend.SecretKey}).Encode(nil)
-	if err != nil {
-		return
-	}
-	if _, err := conn.Write(msg); err != nil {
-		return
-	}
-	s.stats.cancels.Add(1)
-	_, _ = io.Copy(io.Discard, conn)
 }
+
+func (sess *session) cancelQuery(ctx context.Context) bool {
+	sess.mu.Lock()
+	up := sess.up
+	sess.mu.Unlock()
+	return up != nil && up.interrupt(ctx) // without a compute there is no query
+}
+
+func (sess *session) end() { sess.cancel(errSessionCut) }

@@ -53,6 +53,9 @@ type clientConn struct {
 	tls    *tls.Conn // nil on a plain connection
 	cert   *tls.Certificate
 	remote netip.Addr
+	side   *tlsSide // what tls is on top of
+
+	adopted bool // by the pools, which close it
 }
 
 func newClientConn(raw net.Conn) *clientConn {
@@ -72,15 +75,20 @@ func (c *clientConn) serverName() string {
 
 // send writes messages in one piece.
 func (c *clientConn) send(msgs ...pgproto3.BackendMessage) error {
-	var buf []byte
-	var err error
+	buf, err := encodeAll(msgs...)
+	if err == nil {
+		_, err = c.net.Write(buf)
+	}
+	return err
+}
+
+func encodeAll(msgs ...pgproto3.BackendMessage) (buf []byte, err error) {
 	for _, m := range msgs {
 		if buf, err = m.Encode(buf); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	_, err = c.net.Write(buf)
-	return err
+	return buf, nil
 }
 
 // closeWrite says goodbye and leaves the other direction open.
@@ -251,7 +259,7 @@ func (s *Server) startTLS(ctx context.Context, c *clientConn, peeked []byte) err
 		s.log.Debug("TLS handshake failed", "client", c.remote, "error", err)
 		return fmt.Errorf("%w: %w", errTLS, err)
 	}
-	c.net, c.tls, c.cert = conn, conn, side.cert
+	c.net, c.tls, c.cert, c.side = conn, conn, side.cert, side
 	return nil
 }
 

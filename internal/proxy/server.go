@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
+	"errors"
 	"log/slog"
 	"net"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/proxy/pool"
 )
 
 // Options configure a Server.
@@ -44,13 +46,14 @@ type Server struct {
 	tls   *tls.Config
 	slots chan struct{} // one for each client that is not authenticated yet
 	stats counters
+	pools *pool.Pools
 
 	mu        sync.Mutex
 	listeners []net.Listener
 	cancel    context.CancelCauseFunc // nil until started
 	stopped   bool
-	sessions  map[string]map[*session]struct{} // by endpoint
-	keys      map[cancelKey]*session
+	sessions  map[string]map[member]struct{} // by endpoint
+	keys      map[cancelKey]member
 
 	work sync.WaitGroup // accept loops and connections
 }
@@ -77,9 +80,10 @@ func New(opt Options) *Server {
 	s := &Server{
 		opt: opt, dir: opt.Directory, log: opt.Log,
 		slots:    make(chan struct{}, opt.MaxHandshakes),
-		sessions: map[string]map[*session]struct{}{},
-		keys:     map[cancelKey]*session{},
+		sessions: map[string]map[member]struct{}{},
+		keys:     map[cancelKey]member{},
 	}
+	s.pools = pool.New(pool.Options{Backend: opener{s}, Meter: poolMeter{s}, Log: s.log})
 	if opt.GetCertificate != nil {
 		s.tls = &tls.Config{
 			MinVersion:     tls.VersionTLS12,
@@ -108,6 +112,10 @@ func (s *Server) Start(ctx context.Context) error {
 			Hint: "another server may use the port; --pg-listen chooses another one", Err: err}
 	}
 	base, cancel := context.WithCancelCause(ctx)
+	if err := s.pools.Start(base); err != nil {
+		cancel(err)
+		return errors.Join(core.Wrap(err, "proxy.start", "cannot start the pools"), closeAll(listeners))
+	}
 	s.listeners, s.cancel = listeners, cancel
 	context.AfterFunc(base, func() {
 		for _, ln := range listeners {
@@ -137,6 +145,9 @@ func (s *Server) Stop(ctx context.Context) error {
 		defer close(done)
 		s.work.Wait()
 	}()
+	if err := s.pools.Stop(ctx); err != nil {
+		return core.Wrap(err, "proxy.stop", "pooled clients were still connected")
+	}
 	select {
 	case <-done:
 		return nil
@@ -177,17 +188,19 @@ func (s *Server) accept(ctx context.Context, ln net.Listener) {
 		pause = 0
 		s.stats.total.Add(1)
 		s.stats.open.Add(1)
-		s.work.Go(func() {
-			defer s.stats.open.Add(-1)
-			s.serve(ctx, conn)
-		})
+		s.work.Go(func() { s.serve(ctx, conn) })
 	}
 }
 
 // serve owns one connection from accept to close.
 func (s *Server) serve(base context.Context, raw net.Conn) {
 	c := newClientConn(raw)
-	defer c.close()
+	defer func() {
+		if !c.adopted {
+			c.close()
+			s.stats.open.Add(-1)
+		}
+	}()
 
 	select {
 	case s.slots <- struct{}{}:
@@ -209,6 +222,10 @@ func (s *Server) serve(base context.Context, raw net.Conn) {
 		return
 	}
 	<-s.slots
+	if hs.pooled {
+		s.runPooled(c, hs)
+		return
+	}
 	s.run(base, c, hs)
 }
 
@@ -243,8 +260,8 @@ func (s *Server) logRefusal(c *clientConn, f *fatal) {
 func (s *Server) CloseEndpoint(endpointID string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for sess := range s.sessions[endpointID] {
-		sess.cancel(errSessionCut)
+	for m := range s.sessions[endpointID] {
+		m.end()
 	}
 	return len(s.sessions[endpointID])
 }
@@ -256,31 +273,41 @@ func (s *Server) Sessions(endpointID string) int {
 	return len(s.sessions[endpointID])
 }
 
-func (s *Server) register(sess *session) {
+// register makes a client known, and its cancel key.
+func (s *Server) register(endpointID string, m member) (key cancelKey) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	set := s.sessions[sess.endpointID]
+	set := s.sessions[endpointID]
 	if set == nil {
-		set = map[*session]struct{}{}
-		s.sessions[sess.endpointID] = set
+		set = map[member]struct{}{}
+		s.sessions[endpointID] = set
 	}
-	set[sess] = struct{}{}
+	set[m] = struct{}{}
 	for { // eight random bytes hardly ever repeat, and must not
-		sess.key = newCancelKey()
-		if _, taken := s.keys[sess.key]; !taken {
+		key = newCancelKey()
+		if _, taken := s.keys[key]; !taken {
 			break
 		}
 	}
-	s.keys[sess.key] = sess
+	s.keys[key] = m
+	return key
 }
 
-func (s *Server) unregister(sess *session) {
+func (s *Server) unregister(endpointID string, key cancelKey, m member) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.keys, sess.key)
-	set := s.sessions[sess.endpointID]
-	delete(set, sess)
+	delete(s.keys, key)
+	set := s.sessions[endpointID]
+	delete(set, m)
 	if len(set) == 0 {
-		delete(s.sessions, sess.endpointID)
+		delete(s.sessions, endpointID)
 	}
+}
+
+func closeAll(listeners []net.Listener) error {
+	var errs []error
+	for _, ln := range listeners {
+		errs = append(errs, ln.Close())
+	}
+	return errors.Join(errs...)
 }

@@ -8,8 +8,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/jackc/pgx/v5/pgproto3"
 )
 
 const (
@@ -28,12 +26,11 @@ type session struct {
 	client     *clientConn
 	cancel     context.CancelCauseFunc
 
-	up      chan struct{} // closed when backend is set
-	backend *net.UnixConn // set once, before up is closed
+	ready   chan struct{} // closed when backend is set
+	backend *net.UnixConn // set once, before ready is closed
 
-	mu         sync.Mutex
-	socketPath string
-	backendKey *pgproto3.BackendKeyData // nil until the compute has given one
+	mu sync.Mutex
+	up *backendSession // nil until it is open
 
 	unmetered struct{ fromClient, toClient atomic.Int64 }
 }
@@ -46,8 +43,8 @@ func (s *Server) run(base context.Context, c *clientConn, hs *handshake) {
 	ctx, cancel := context.WithCancelCause(base)
 	defer cancel(nil)
 	id := hs.target.EndpointID
-	sess := &session{srv: s, endpointID: id, client: c, cancel: cancel, up: make(chan struct{})}
-	s.register(sess)
+	sess := &session{srv: s, endpointID: id, client: c, cancel: cancel, ready: make(chan struct{})}
+	sess.key = s.register(id, sess)
 	s.stats.sessions.Add(1)
 	if m := s.opt.Meter; m != nil {
 		m.SessionOpened(id)
@@ -56,7 +53,7 @@ func (s *Server) run(base context.Context, c *clientConn, hs *handshake) {
 	log.Debug("session opened")
 	began := time.Now()
 	defer func() {
-		s.unregister(sess)
+		s.unregister(id, sess.key, sess)
 		s.stats.sessions.Add(-1)
 		sess.report()
 		if m := s.opt.Meter; m != nil {
@@ -136,7 +133,7 @@ func (sess *session) fromClient(ctx context.Context) {
 				sess.cancel(errGone) // Terminate: it does not want the compute any more
 			}
 			select {
-			case <-sess.up:
+			case <-sess.ready:
 				up = true
 			case <-ctx.Done():
 				drop = true
@@ -151,7 +148,7 @@ func (sess *session) fromClient(ctx context.Context) {
 			continue
 		}
 		select {
-		case <-sess.up:
+		case <-sess.ready:
 			if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 				// The compute sees the end of its input, as it would without us, and may still have something to say.
 				_ = sess.backend.CloseWrite()
