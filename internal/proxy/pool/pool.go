@@ -10,10 +10,9 @@ import (
 )
 
 const (
-	platformSessions = 2 // what the platform's own sessions take of a compute's connections
-	share            = 0.9
-	assumedLimit     = 20 // of connections, until a compute has told its own
-	maxConnecting    = 4  // sessions of a pool that are being opened at once
+	share         = 0.9 // of a compute's connections, for a role in a database
+	assumedLimit  = 20  // of connections, until a compute has told its own
+	maxConnecting = 4   // sessions of a pool that are being opened at once
 
 	tickEvery  = 5 * time.Millisecond   // while clients wait
 	retryPause = 200 * time.Millisecond // after a session that could not be opened
@@ -155,7 +154,7 @@ func (e *endpoint) max() int {
 	if e.limits.MaxConnections == 0 {
 		return assumedLimit
 	}
-	return max(1, e.limits.MaxConnections-e.limits.Reserved-platformSessions)
+	return max(1, e.limits.MaxConnections-e.limits.Reserved)
 }
 
 func (e *endpoint) groupMax() int {
@@ -184,7 +183,7 @@ func (p *pool) grow() {
 func (p *pool) useful() bool {
 	now := p.e.l.now
 	switch {
-	case now.Before(p.retryAt) && p.live > 0:
+	case now.Before(p.retryAt):
 		return false
 	case p.live+p.connecting < coresFactor*runtime.GOMAXPROCS(0):
 		return true
@@ -264,13 +263,16 @@ func (p *pool) connected(session *Session, fd int, err error) {
 		}
 	}
 	p.forget()
-	p.retryAt = p.e.l.now.Add(retryPause)
+	r := refusalOf(err)
+	full := r.Code == codeTooMany // direct sessions have what is left: those who wait go on waiting
+	if full || p.live > 0 {
+		p.retryAt = p.e.l.now.Add(retryPause)
+	}
 	if !errors.Is(err, context.Canceled) {
 		p.e.l.pools.opt.Log.Debug("a pooled session was not opened", "endpoint", p.e.id, "error", err)
 	}
-	if p.live == 0 && p.connecting == 0 {
+	if p.live == 0 && p.connecting == 0 && !full {
 		// Nobody else will serve those who wait.
-		r := refusalOf(err)
 		if r.Err != nil {
 			p.e.l.pools.opt.Log.Error("pooled clients got no compute", "endpoint", p.e.id, "clients", p.waiting.n, "error", err)
 		}
@@ -279,8 +281,14 @@ func (p *pool) connected(session *Session, fd int, err error) {
 			c.denied(r)
 		}
 	}
+	if full {
+		p.e.l.at(p.retryAt)
+	}
 	p.tidy()
 }
+
+// codeTooMany is PostgreSQL's too_many_connections.
+const codeTooMany = "53300"
 
 // forget takes a session that is gone, or was never opened, out of the counts.
 func (p *pool) forget() {
