@@ -31,10 +31,10 @@ func (d *door) pooled(t testing.TB, params string) *pgx.Conn {
 	return connect(t, d.poolConfig(t, params))
 }
 
-// small is a cluster of which the pools take few sessions: 7 are reserved.
+// small is a cluster of which the pools take few sessions: 7 of 12 are reserved, and 2 are the platform's.
 func small(t testing.TB) *pgtest.Cluster {
 	t.Helper()
-	return pgtest.NewCluster(t, pgtest.Options{Settings: map[string]string{"max_connections": "10"}})
+	return pgtest.NewCluster(t, pgtest.Options{Settings: map[string]string{"max_connections": "12"}})
 }
 
 const smallPool = 3
@@ -631,7 +631,7 @@ func TestPooledCancel(t *testing.T) {
 
 // A cancel request that comes too late must not hit the session's next client.
 func TestPooledCancelHitsNobodyElse(t *testing.T) {
-	c := pgtest.NewCluster(t, pgtest.Options{Settings: map[string]string{"max_connections": "9"}})
+	c := pgtest.NewCluster(t, pgtest.Options{Settings: map[string]string{"max_connections": "11"}})
 	d := openDoor(t, nil).serves(c)
 	ctx, stop := context.WithTimeout(t.Context(), 4*time.Second)
 	defer stop()

@@ -32,6 +32,7 @@ type Options struct {
 	HandshakeTimeout time.Duration // from accept to authenticated; 0: 15 s
 	ConnectTimeout   time.Duration // from authenticated to the compute's ReadyForQuery, waking included; 0: 2 min
 	MaxHandshakes    int           // clients that are not authenticated yet; 0: 1000
+	QueueTimeout     time.Duration // how long a pooled client waits for a session; 0: 2 min
 
 	// MockSecret makes the salts of unknown roles; keep it over restarts, or it can be told who exists. Nil: random.
 	MockSecret []byte
@@ -83,7 +84,7 @@ func New(opt Options) *Server {
 		sessions: map[string]map[member]struct{}{},
 		keys:     map[cancelKey]member{},
 	}
-	s.pools = pool.New(pool.Options{Backend: opener{s}, Meter: poolMeter{s}, Log: s.log})
+	s.pools = pool.New(pool.Options{Backend: opener{s}, Meter: poolMeter{s}, Log: s.log, QueueTimeout: opt.QueueTimeout})
 	if opt.GetCertificate != nil {
 		s.tls = &tls.Config{
 			MinVersion:     tls.VersionTLS12,

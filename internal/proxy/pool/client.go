@@ -40,6 +40,7 @@ type client struct {
 	skip        bool   // it gets nothing until its next Sync
 	held        bool   // its next transaction waits until the present one is answered: others wait, too
 	ownUnnamed  bool   // its session has its unnamed statement
+	asked       bool   // it has sent something in its transaction
 	began       bool   // a BEGIN may be under way
 	unnamedVerb verb
 	boundVerb   verb
@@ -340,7 +341,7 @@ func (c *client) serve(s *server) {
 
 func (c *client) attach(s *server) {
 	c.srv, s.client = s, c
-	c.ownUnnamed, c.began = false, false
+	c.ownUnnamed, c.began, c.asked = false, false, false
 	s.since, s.heard = c.l.now, false
 	switch {
 	case c.vars == s.vars:

@@ -47,10 +47,12 @@ func (c *client) process(b []byte) (done int) {
 		m.b = b[:min(m.size, len(b))]
 		verdict := c.local(&m)
 		if verdict == vServer {
-			if c.srv == nil {
-				if verdict = vHold; c.obtain() {
-					verdict = vServer
-				}
+			switch {
+			case c.srv != nil:
+			case !m.whole() && m.size <= maxWhole:
+				verdict = vMore // nobody holds a session with half a message
+			case !c.obtain():
+				verdict = vHold
 			}
 			if verdict == vServer {
 				verdict = c.forward(&m, &out)
@@ -119,7 +121,7 @@ func (c *client) local(m *frontend) verdict {
 		return c.inAborted(m)
 	}
 	if c.srv != nil {
-		if s := c.srv; !c.batch && s.owes.n > 0 && s.status == 'I' && !c.began && c.pool.waiting.first != nil &&
+		if s := c.srv; c.asked && !c.batch && s.owes.n > 0 && s.status == 'I' && !c.began && c.pool.waiting.first != nil &&
 			m.kind != 'd' && m.kind != 'c' && m.kind != 'f' {
 			c.held = true // first come first served, also when somebody pipelines
 			return vHold
@@ -188,6 +190,7 @@ func (c *client) deallocates(m *frontend) verdict {
 // forward passes a message to the session.
 func (c *client) forward(m *frontend, out *output) verdict {
 	s := c.srv
+	c.asked = true
 	if s.skipping && m.kind != 'S' {
 		return vDrop // the session would not look at it either
 	}

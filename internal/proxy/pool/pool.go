@@ -10,9 +10,10 @@ import (
 )
 
 const (
-	share         = 0.9 // of a compute's connections, for a role in a database
-	assumedLimit  = 20  // of connections, until a compute has told its own
-	maxConnecting = 4   // sessions of a pool that are being opened at once
+	platformSessions = 2   // what the platform takes of a compute's connections, the reserved ones being left free
+	share            = 0.9 // of a compute's connections, for a role in a database
+	assumedLimit     = 20  // of connections, until a compute has told its own
+	maxConnecting    = 4   // sessions of a pool that are being opened at once
 
 	tickEvery  = 5 * time.Millisecond   // while clients wait
 	retryPause = 200 * time.Millisecond // after a session that could not be opened
@@ -154,7 +155,7 @@ func (e *endpoint) max() int {
 	if e.limits.MaxConnections == 0 {
 		return assumedLimit
 	}
-	return max(1, e.limits.MaxConnections-e.limits.Reserved)
+	return max(1, e.limits.MaxConnections-e.limits.Reserved-platformSessions)
 }
 
 func (e *endpoint) groupMax() int {
