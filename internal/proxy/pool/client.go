@@ -145,7 +145,7 @@ func (c *client) welcome(before []byte) {
 
 // send gives bytes to the client.
 func (c *client) send(b []byte) {
-	if c.sock.fd < 0 {
+	if c.fd < 0 {
 		return
 	}
 	c.to += int64(len(b))

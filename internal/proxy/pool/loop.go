@@ -192,7 +192,7 @@ func (l *loop) tick() {
 	keep := l.closing[:0]
 	for _, c := range l.closing {
 		switch {
-		case c.sock.fd < 0:
+		case c.fd < 0:
 		case l.now.After(c.since.Add(lingerTime)):
 			c.hangUp()
 		default:

@@ -147,7 +147,7 @@ func (s *server) take(b []byte) bool {
 				return s.deliver(&out)
 			}
 			if !s.message(&out, b[0], b[:size]) {
-				return s.sock.fd >= 0
+				return s.fd >= 0
 			}
 			b = b[size:]
 		default: // rows and their description, data of a COPY
@@ -186,16 +186,16 @@ func (s *server) deliver(out *output) bool {
 	if c := s.client; c != nil {
 		if b := out.bytes(); len(b) > 0 {
 			c.send(b)
-			if s.sock.fd < 0 {
+			if s.fd < 0 {
 				return false // the client was gone, and took the session with it
 			}
-			if s.client == c && c.sock.blocked() {
+			if s.client == c && c.blocked() {
 				s.listen(false)
 			}
 		}
 	}
 	s.settle()
-	return s.sock.fd >= 0
+	return s.fd >= 0
 }
 
 // fakes answers what is answered without the server and comes next.
@@ -365,7 +365,7 @@ func (s *server) failed(out *output, msg []byte) bool {
 			e.own = nil
 			own(s, msg)
 		}
-		return s.sock.fd >= 0
+		return s.fd >= 0
 	default:
 		n, found := s.owes.toSync()
 		if code == "0A000" && bytes.Contains(msg, []byte("RevalidateCachedQuery")) {
@@ -415,7 +415,7 @@ func (s *server) undo(n int) {
 // settle gives the session back when the client's transaction is over and nothing is under way.
 func (s *server) settle() {
 	c := s.client
-	if s.sock.fd < 0 || s.owes.n > 0 || s.status != 'I' || s.rest > 0 || len(s.held) > 0 {
+	if s.fd < 0 || s.owes.n > 0 || s.status != 'I' || s.rest > 0 || len(s.held) > 0 {
 		return
 	}
 	if c != nil {
@@ -492,7 +492,7 @@ func (s *server) ask(sql string, own func(s *server, err []byte)) {
 
 // lost deals with the end of the stream.
 func (s *server) lost() {
-	if s.sock.fd < 0 {
+	if s.fd < 0 {
 		return
 	}
 	c := s.client
@@ -512,7 +512,7 @@ func (s *server) ended() bool {
 
 // quit closes the session. A client that has it must have been detached.
 func (s *server) quit() {
-	if s.sock.fd < 0 {
+	if s.fd < 0 {
 		return
 	}
 	if s.owes.n == 0 && s.rest == 0 && s.client == nil && s.fatal == nil {
