@@ -201,11 +201,14 @@ func (sess *session) count(fromClient, toClient int64) {
 
 // Report tells the Meter what open sessions have moved since it was told last.
 func (s *Server) Report() {
+	s.pools.Report()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, set := range s.sessions {
-		for sess := range set {
-			sess.report()
+		for m := range set {
+			if sess, ok := m.(*session); ok {
+				sess.report()
+			}
 		}
 	}
 }

@@ -161,6 +161,30 @@ func (p *Pools) count(s *stats) {
 	*s = stats{}
 }
 
+// Report tells the Meter what clients have moved since it was told last.
+func (p *Pools) Report() {
+	p.mu.Lock()
+	loops := p.loops
+	p.mu.Unlock()
+	for _, l := range loops {
+		done := make(chan struct{})
+		ok := l.post(func() {
+			defer close(done)
+			for _, s := range l.socks {
+				if s == nil {
+					continue
+				}
+				if c, ok := s.owner.(*client); ok {
+					c.report()
+				}
+			}
+		})
+		if ok {
+			<-done
+		}
+	}
+}
+
 // Login is an authenticated client that is to be served.
 type Login struct {
 	EndpointID string
