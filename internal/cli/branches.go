@@ -115,18 +115,21 @@ func first(args []string) string {
 
 func (a *app) branchesCreate() *cobra.Command {
 	var name, parent, expires string
-	var noCompute bool
+	var noCompute, schemaOnly bool
 	var compute computeFlags
 	c := &cobra.Command{Use: "create [name] [flags]", Short: "Branch off another branch, with a compute",
-		Long: "Make an isolated copy of a branch as it is now. It has everything that was committed on the parent before the call.",
+		Long: "Make an isolated copy of a branch as it is now. It has everything that was committed on the parent before the call.\n" +
+			"With --schema-only it is a root branch with the parent's roles, databases and definitions, and without a row.",
 		Example: "  bough branches create try-index\n" +
 			"  bough branches create --name try-index --parent staging --cu 1\n" +
 			"  bough branches create ci-run --expires-at 2h\n" +
+			"  bough branches create --schema-only clean --parent main\n" +
 			"  bough branches create --no-compute -o json"}
 	c.Flags().StringVar(&name, "name", "", "name (default: the id)")
 	c.Flags().StringVar(&parent, "parent", "", "branch to copy, by name or id (default: the default branch)")
 	c.Flags().StringVar(&expires, "expires-at", "", "delete it by itself: at 2031-03-20T18:00:00Z, or after 24h or 7d (at most 30 days)")
 	c.Flags().BoolVar(&noCompute, "no-compute", false, "do not add a compute")
+	c.Flags().BoolVar(&schemaOnly, "schema-only", false, "copy definitions, roles and privileges, and no data")
 	compute.add(c)
 	return a.verb(a.waitFlag(a.projectFlag(c)), cobra.MaximumNArgs(1), func(ctx context.Context, args []string) error {
 		name, err := oneName(args, name, "name", false)
@@ -151,6 +154,9 @@ func (a *app) branchesCreate() *cobra.Command {
 				return err
 			}
 			req.Branch.ExpiresAt = &t
+		}
+		if schemaOnly {
+			req.Branch.InitSource = new("schema-only")
 		}
 		if parent != "" {
 			p, err := a.branch(ctx, cl, projectID, parent)

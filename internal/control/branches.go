@@ -20,9 +20,8 @@ func (s *Service) CreateBranch(ctx context.Context, c core.Caller, projectID str
 		return none, err
 	}
 	for what, asked := range map[string]bool{
-		"branch.parent_lsn":                         p.ParentLSN != "",
-		"branch.parent_timestamp":                   p.ParentTimestamp != nil,
-		"branch.init_source other than parent-data": p.InitSource != "" && p.InitSource != "parent-data",
+		"branch.parent_lsn":       p.ParentLSN != "",
+		"branch.parent_timestamp": p.ParentTimestamp != nil,
 	} {
 		if asked {
 			return none, notBuilt(what)
@@ -42,10 +41,17 @@ func (s *Service) CreateBranch(ctx context.Context, c core.Caller, projectID str
 	}
 	branch := core.Branch{
 		ID: core.NewBranchID(), ProjectID: projectID, ParentID: parent.ID, Name: cmp.Or(p.Name, core.NewBranchName()),
-		State: core.BranchInit, PendingState: core.BranchReady, Protected: p.Protected, InitSource: "parent-data",
+		State: core.BranchInit, PendingState: core.BranchReady, Protected: p.Protected, InitSource: initParentData,
 		CreatedBy: c.UserID, CreatedByName: c.UserName, Annotation: p.Annotation,
 	}
 	branch.VolumeID = branch.ID
+	schemaOnly := p.InitSource == initSchemaOnly
+	if schemaOnly { // a root: nothing ties it to where its schema is from
+		branch.ParentID, branch.InitSource = "", initSchemaOnly
+		if err := s.canCopySchemas(ctx, project); err != nil {
+			return none, err
+		}
+	}
 	if err := expireAt(&branch, p.ExpiresAt, time.Now()); err != nil {
 		return none, err
 	}
@@ -88,8 +94,10 @@ func (s *Service) CreateBranch(ctx context.Context, c core.Caller, projectID str
 		if err := s.refreshCatalog(ctx, parent); err != nil {
 			return none, err
 		}
-		if branch.ParentLSN, err = s.headLSN(ctx, parent); err != nil {
-			return none, err
+		if !schemaOnly {
+			if branch.ParentLSN, err = s.headLSN(ctx, parent); err != nil {
+				return none, err
+			}
 		}
 	}
 	var out BranchCreated
@@ -102,8 +110,10 @@ func (s *Service) CreateBranch(ctx context.Context, c core.Caller, projectID str
 		if err != nil {
 			return err
 		}
-		if err := staysForGood(parent, "have children"); err != nil {
-			return err
+		if !schemaOnly {
+			if err := staysForGood(parent, "have children"); err != nil {
+				return err
+			}
 		}
 		if parent.State != core.BranchReady {
 			if parent.PendingState == "" {
@@ -114,14 +124,19 @@ func (s *Service) CreateBranch(ctx context.Context, c core.Caller, projectID str
 		if queued, err := catalogChanges(ctx, q, parent.ID); err != nil || len(queued) > 0 {
 			return cmp.Or(err, busy(projectID))
 		}
-		branch.Setup, branch.LogicalSize = parent.Setup, parent.LogicalSize
+		create := newOperation(c, projectID, branch.ID, "", core.ActionCreateBranch)
+		if schemaOnly {
+			create.Params = schemaOf(parent.ID)
+		} else {
+			branch.Setup, branch.LogicalSize = parent.Setup, parent.LogicalSize
+		}
 		if out.Branch, err = q.InsertBranch(ctx, branch); err != nil {
 			return err
 		}
 		if err := q.CopyCatalog(ctx, parent.ID, branch.ID); err != nil {
 			return err
 		}
-		ops := []core.Operation{newOperation(c, projectID, branch.ID, "", core.ActionCreateBranch)}
+		ops := []core.Operation{create}
 		for _, e := range endpoints {
 			saved, err := q.InsertEndpoint(ctx, e)
 			if err != nil {
@@ -355,7 +370,7 @@ func deletable(ctx context.Context, q store.Q, b core.Branch) error {
 		return err
 	case b.Default:
 		return refuse("branch %s is the project's default branch, which cannot be deleted", b.ID)
-	case b.ParentID == "":
+	case b.ParentID == "" && b.InitSource != initSchemaOnly:
 		return refuse("branch %s is a root branch, which cannot be deleted", b.ID)
 	case b.Protected:
 		return refuse("branch %s is protected; remove the protection first", b.ID)

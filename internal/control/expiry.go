@@ -42,7 +42,7 @@ func checkExpiring(b core.Branch, children int64) error {
 	switch {
 	case b.Default:
 		why = "it is the project's default branch"
-	case b.ParentID == "":
+	case b.ParentID == "" && b.InitSource != initSchemaOnly:
 		why = "it is a root branch"
 	case b.Protected:
 		why = "it is protected"

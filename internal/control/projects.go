@@ -157,7 +157,7 @@ func (s *Service) CreateProject(ctx context.Context, c core.Caller, p CreateProj
 	branchID := core.NewBranchID()
 	branch := core.Branch{
 		ID: branchID, ProjectID: project.ID, Name: branchName, State: core.BranchInit, PendingState: core.BranchReady, Default: true,
-		InitSource: "parent-data", CreatedBy: c.UserID, CreatedByName: c.UserName, VolumeID: branchID, Setup: first, Annotation: p.Annotation,
+		InitSource: initParentData, CreatedBy: c.UserID, CreatedByName: c.UserName, VolumeID: branchID, Setup: first, Annotation: p.Annotation,
 	}
 	if p.Annotation != nil {
 		branch.AnnotatedAt = new(time.Now())

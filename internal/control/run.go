@@ -35,6 +35,9 @@ func (s *Service) Run(ctx context.Context, op core.Operation) (ops.Commit, error
 	case core.ActionCreateTimeline:
 		return s.createTimeline(ctx, branch)
 	case core.ActionCreateBranch:
+		if branch.InitSource == initSchemaOnly {
+			return s.createSchemaOnly(ctx, branch, op)
+		}
 		return s.createBranch(ctx, branch)
 	case core.ActionStartCompute:
 		return s.startCompute(ctx, branch, op)

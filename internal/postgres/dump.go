@@ -102,6 +102,15 @@ func (d Dumper) command(ctx context.Context, program string, args ...string) (*e
 	return cmd, errs
 }
 
+// dumpArgs are pg_dump's for the definitions in a database, and nothing of its data.
+func (d Dumper) dumpArgs(socketDir, database string, more ...string) []string {
+	args := append([]string{"--schema-only", "--lock-wait-timeout=" + strconv.FormatInt(dumpLockWait.Milliseconds(), 10)}, more...)
+	if d.Major >= 18 {
+		args = append(args, "--no-statistics")
+	}
+	return append(args, "-d", target(socketDir, AdminRole, database))
+}
+
 // limited keeps the beginning of what is written.
 type limited struct {
 	to   io.Writer
@@ -125,8 +134,7 @@ func (d Dumper) Schema(ctx context.Context, socketDir, database string) (string,
 	const op = "postgres.schema"
 	limit, cancel := context.WithTimeout(ctx, dumpTimeout)
 	defer cancel()
-	args := []string{"--schema-only", "--no-subscriptions", "--lock-wait-timeout=" + strconv.FormatInt(dumpLockWait.Milliseconds(), 10)}
-	cmd, errs := d.command(limit, "pg_dump", append(args, "-d", target(socketDir, AdminRole, database))...)
+	cmd, errs := d.command(limit, "pg_dump", d.dumpArgs(socketDir, database, "--no-subscriptions")...)
 	stdout, err := cmd.StdoutPipe()
 	if err == nil {
 		err = cmd.Start()
@@ -138,12 +146,16 @@ func (d Dumper) Schema(ctx context.Context, socketDir, database string) (string,
 	if len(out) > MaxSchemaBytes {
 		cancel()
 		_ = cmd.Wait()
-		return "", core.Errorf(core.KindUnprocessable, "SCHEMA_TOO_LARGE", "the schema of database %q is larger than %d MiB; read it with pg_dump", database, MaxSchemaBytes>>20)
+		return "", tooLarge(database)
 	}
 	if err := errors.Join(cmd.Wait(), readErr); err != nil {
 		return "", dumpError(ctx, limit, err, errs.String(), op)
 	}
 	return hidePasswords(stripDump(string(out))), nil
+}
+
+func tooLarge(database string) error {
+	return core.Errorf(core.KindUnprocessable, "SCHEMA_TOO_LARGE", "the schema of database %q is larger than %d MiB; use pg_dump", database, MaxSchemaBytes>>20)
 }
 
 // dumpError says why a client program failed: ctx is the caller's, limit the program's.
@@ -277,7 +289,7 @@ func readTables(ctx context.Context, conn *pgx.Conn) ([]Table, error) {
 			return nil, err
 		}
 		if size += len(doc); size > MaxSchemaBytes {
-			return nil, core.Errorf(core.KindUnprocessable, "SCHEMA_TOO_LARGE", "the schema is larger than %d MiB", MaxSchemaBytes>>20)
+			return nil, tooLarge(conn.Config().Database)
 		}
 		var t Table
 		if err := json.Unmarshal([]byte(doc), &t); err != nil {
