@@ -105,7 +105,7 @@ func TestAPIClient(t *testing.T) {
 		t.Errorf("api-client.mjs: %v\n%s%s", err, out, errs)
 	}
 	for _, id := range builtOperations(t) {
-		if !slices.Contains(w.operations(), id) && !(major == "" && id == "getProjectBranchSchemaComparison") {
+		if !slices.Contains(w.operations(), id) && (major != "" || id != "getProjectBranchSchemaComparison") {
 			t.Errorf("no call of %s succeeded: add one to clients/api-client.mjs", id)
 		}
 	}

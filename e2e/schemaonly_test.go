@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -204,9 +205,30 @@ func TestSchemaOnlyBranchKilled(t *testing.T) {
 	s := start(t)
 	p := schemaProject(t, s)
 	sql(t, s.connect(t, p.URI), "create table t as select "+"'"+marker+"' as note")
-	for range 4 {
+	volume := func(b *sdk.BranchCreated) string { return filepath.Join(s.dir, "pool/volumes", b.Branch.ID) }
+	for _, until := range []func(b *sdk.BranchCreated) bool{
+		func(*sdk.BranchCreated) bool { return true },
+		func(b *sdk.BranchCreated) bool { _, err := os.Stat(volume(b)); return err == nil },
+		func(b *sdk.BranchCreated) bool { return len(postmasters(s.dir)[volume(b)]) > 0 },
+		func(b *sdk.BranchCreated) bool { // there is a database that the template does not have
+			bases := func(volume string) (names []string) {
+				dirs, _ := filepath.Glob(filepath.Join(volume, "base", "[1-9][0-9][0-9][0-9][0-9]"))
+				for _, dir := range dirs {
+					names = append(names, filepath.Base(dir))
+				}
+				return names
+			}
+			templates := bases(filepath.Join(s.dir, "pool/volumes", "template-*"))
+			return slices.ContainsFunc(bases(volume(b)), func(name string) bool { return !slices.Contains(templates, name) })
+		},
+	} {
 		b := p.schemaOnly(t, p.Branch)
-		// At another moment each time: in the order in which things are made.
+		eventually(t, opLimit, func() string {
+			if until(b) {
+				return ""
+			}
+			return "the branch does not get that far"
+		})
 		s.Restart()
 		s.wait(t, b.Operations)
 		conn := s.connect(t, (*b.ConnectionUris)[0].ConnectionURI)

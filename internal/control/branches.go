@@ -48,6 +48,7 @@ func (s *Service) CreateBranch(ctx context.Context, c core.Caller, projectID str
 	schemaOnly := p.InitSource == initSchemaOnly
 	if schemaOnly { // a root: nothing ties it to where its schema is from
 		branch.ParentID, branch.InitSource = "", initSchemaOnly
+		branch.Promote = true // it starts before it is ready: whoever takes that start over must know
 		if err := s.canCopySchemas(ctx, project); err != nil {
 			return none, err
 		}

@@ -98,9 +98,7 @@ func (s *Service) createSchemaOnly(ctx context.Context, b core.Branch, op core.O
 	if _, err := s.fork(ctx, templateRef(build.Major), ref(b), nil); err != nil {
 		return nil, err
 	}
-	fresh := b
-	fresh.Promote = true
-	spec, err := s.spec(ctx, fresh, b.ID, core.Endpoint{})
+	spec, err := s.spec(ctx, b, b.ID, core.Endpoint{})
 	if err != nil {
 		return nil, err
 	}

@@ -150,7 +150,7 @@ func (c *schemaCopy) run(ctx context.Context) error {
 		func() error { return c.both(ctx, func(_, to *pgx.Conn) error { return c.giveServers(ctx, to) }) },
 		func() error {
 			return c.restore(ctx, c.maker, c.database, of(func(e entry) bool {
-				return !e.is(inert...) && !e.is(servers...) && !e.is("EXTENSION") && !(e.is("SCHEMA") && made[e.oid])
+				return !e.is(inert...) && !e.is(servers...) && !e.is("EXTENSION") && (!e.is("SCHEMA") || !made[e.oid])
 			}), "--no-owner", "--no-tablespaces")
 		},
 		func() error { return c.both(ctx, func(from, to *pgx.Conn) error { return c.giveAway(ctx, from, to) }) },
