@@ -89,6 +89,12 @@ func (m *Manager) host(g *guest, proc Process) {
 	}
 }
 
+// SocketDir is the folder of a running compute's socket; the compute may be one that this Manager visits.
+func (m *Manager) SocketDir(id string) (dir string, ok bool) {
+	_, dir, ok = m.reach(id)
+	return dir, ok
+}
+
 // reach returns the session to a running compute, this Manager's own or one that it visits.
 func (m *Manager) reach(id string) (s *session, socketDir string, ok bool) {
 	m.mu.Lock()

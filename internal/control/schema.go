@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"time"
 
@@ -94,7 +95,7 @@ func (s *Service) schema(ctx context.Context, project core.Project, b core.Branc
 		return Schema{}, err
 	}
 	defer s.dumps.Release(1)
-	if err := s.applied(ctx, b.ID); err != nil {
+	if err := s.awaitCatalog(ctx, b.ID); err != nil {
 		return Schema{}, err
 	}
 	id, done, err := s.reading(ctx, b, p.At)
@@ -118,29 +119,15 @@ func (s *Service) schema(ctx context.Context, project core.Project, b core.Branc
 		tables, err := postgres.ReadTables(ctx, conn, p.Database)
 		return Schema{Tables: tables}, err
 	}
-	ready, up := s.Computes.Lookup(id)
-	if !up {
-		return Schema{}, core.Errorf(core.KindUnavailable, "", "the compute of branch %s has just ended; try again", b.ID)
+	dir, _ := s.Computes.SocketDir(id)
+	sql, err := tool.Schema(ctx, dir, p.Database)
+	if core.IsKind(err, core.KindInternal) && ctx.Err() == nil {
+		if _, up, lookErr := s.reachable(ctx, b.ID); lookErr == nil && !up { // it crashed, or another server suspended it
+			return Schema{}, &core.Error{Kind: core.KindUnavailable, Op: "control.schema", RetryAfter: time.Second, Err: err,
+				Message: "the compute of branch " + b.ID + " has ended meanwhile; try again"}
+		}
 	}
-	sql, err := tool.Schema(ctx, ready.SocketDir, p.Database)
 	return Schema{SQL: sql}, err
-}
-
-// applied waits until what calls have changed in a branch's roles and databases is in its catalogs.
-func (s *Service) applied(ctx context.Context, branchID string) error {
-	pending, err := s.Store.PendingOperations(ctx, branchID)
-	if err != nil {
-		return err
-	}
-	for _, op := range pending {
-		if op.Action != core.ActionApplyConfig {
-			continue
-		}
-		if err := s.Queue.Wait(ctx, op.ID); err != nil && ctx.Err() != nil {
-			return ctx.Err() // any other is its caller's
-		}
-	}
-	return nil
 }
 
 // reading finds or starts a compute that shows a branch as it is, or was at a moment, and keeps it running until done is called.
@@ -157,7 +144,7 @@ func (s *Service) reading(ctx context.Context, b core.Branch, at Moment) (comput
 		if err != nil {
 			return "", nil, err
 		}
-		id, up, err := s.running(ctx, b.ID)
+		id, up, err := s.reachable(ctx, b.ID)
 		if up && err == nil {
 			return id, unlock, nil
 		}
@@ -202,6 +189,12 @@ func (s *Service) readingApart(ctx context.Context, branchID string, e core.Endp
 		return "", nil, core.Errorf(core.KindUnprocessable, "", "branch %s has no data: its creation failed; delete it", b.ID)
 	case b.State != core.BranchReady:
 		return "", nil, busy(b.ProjectID)
+	}
+	if err := s.holds(ctx, b.ProjectID); errors.Is(err, errBusy) {
+		return "", nil, &core.Error{Kind: core.KindUnavailable, Op: "control.schema", RetryAfter: time.Second,
+			Message: "another server works on project " + b.ProjectID + ", and branch " + b.ID + " has no compute that could be asked; ask that server, or add a compute"}
+	} else if err != nil {
+		return "", nil, err
 	}
 	if err := s.runnable(ctx, s.Store.Q, b.ProjectID, b.ID); err != nil {
 		return "", nil, err

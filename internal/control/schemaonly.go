@@ -65,7 +65,7 @@ func (s *Service) createSchemaOnly(ctx context.Context, b core.Branch, op core.O
 	if err != nil {
 		return nil, err
 	}
-	if err := s.applied(ctx, source.ID); err != nil {
+	if err := s.awaitCatalog(ctx, source.ID); err != nil {
 		return nil, err
 	}
 	sourceID, done, err := s.reading(ctx, source, Moment{})
@@ -73,7 +73,7 @@ func (s *Service) createSchemaOnly(ctx context.Context, b core.Branch, op core.O
 		return nil, err
 	}
 	defer done()
-	from, up := s.Computes.Lookup(sourceID)
+	from, up := s.Computes.SocketDir(sourceID)
 	if !up {
 		return nil, core.Errorf(core.KindUnavailable, "", "the compute of branch %s has just ended", source.ID)
 	}
@@ -107,7 +107,7 @@ func (s *Service) createSchemaOnly(ctx context.Context, b core.Branch, op core.O
 	if err != nil {
 		return nil, err
 	}
-	if err := tool.CopySchema(ctx, from.SocketDir, to.SocketDir); err != nil {
+	if err := tool.CopySchema(ctx, from, to.SocketDir); err != nil {
 		return nil, err
 	}
 	catalog, size, err := s.look(ctx, b.ID, nil)
