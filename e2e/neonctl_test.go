@@ -307,6 +307,11 @@ func TestNeonctl(t *testing.T) {
 		if got := differ(); !strings.Contains(got, "CREATE TABLE public.readers") {
 			t.Errorf("schema-diff after CREATE TABLE: %s", got)
 		}
+		sql(t, s.connect(t, kid.URI), "insert into readers values ('a row')")
+		bare := neon[sdk.BranchCreated](t, c, "branches", "create", "--project-id", d.ID, "--name", "bare", "--parent", kid.ID, "--schema-only")
+		if n := value[int](t, s.connect(t, (*bare.ConnectionUris)[0].ConnectionURI), "select count(*)::int from readers"); n != 0 || bare.Branch.ParentID != nil {
+			t.Errorf("branches create --schema-only made one with %d rows: %+v", n, bare.Branch)
+		}
 		neon[any](t, c, "projects", "delete", d.ID)
 		s.settled(t)
 	})
