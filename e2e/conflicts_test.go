@@ -13,15 +13,15 @@ import (
 )
 
 // twoAtOnce are calls that change a project, a branch or an endpoint. %P, %B and %E stand for their ids, %N for something new
-// in each call. A call may be refused by a rule when another one was faster; none of them has to wait for another one's
-// operations, because those of a branch are carried out in order.
+// in each call. A call may be refused by a rule when another one was faster; none but the one that branches has to wait
+// for another one's operations, because those of a branch are carried out in order.
 var twoAtOnce = []struct {
 	method, path, body string
 	refused            []int
 }{
 	{"PATCH", "/projects/%P", `{"project":{"name":"%N"}}`, nil},
 	{"PATCH", "/projects/%P", `{"project":{"settings":{"preload_libraries":{"use_defaults":false}}}}`, nil},
-	{"POST", "/projects/%P/branches", `{"branch":{"parent_id":"%B"}}`, nil},
+	{"POST", "/projects/%P/branches", `{"branch":{"parent_id":"%B"}}`, []int{423}}, // roles and databases that change for seconds
 	{"PATCH", "/projects/%P/branches/%B", `{"branch":{"name":"%N"}}`, nil},
 	{"POST", "/projects/%P/branches/%B/set_as_default", ``, nil},
 	{"POST", "/projects/%P/branches/%B/roles", `{"role":{"name":"%N"}}`, nil},

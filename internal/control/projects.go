@@ -174,6 +174,10 @@ func (s *Service) CreateProject(ctx context.Context, c core.Caller, p CreateProj
 		if err != nil {
 			return err
 		}
+		// Whoever is asked works on it; else the first one that hears of the work would.
+		if _, err := q.HoldProject(ctx, saved.ID, s.Fleet.Self()); err != nil {
+			return err
+		}
 		out.Project = s.projectView(saved)
 		if out.Branch, err = q.InsertBranch(ctx, branch); err != nil {
 			return err
