@@ -346,3 +346,54 @@ func TestPooledCloseEndpoint(t *testing.T) {
 	}
 	eventually(t, "it is gone", func() bool { return d.Sessions(testEndpoint) == 0 })
 }
+
+// The door's own side of the pool: SQL over HTTP takes its connections there.
+func TestPooledConnectFromWithin(t *testing.T) {
+	c := small(t)
+	d := openDoor(t, nil).serves(c)
+	ctx := t.Context()
+	var wg sync.WaitGroup
+	for range 12 {
+		wg.Go(func() {
+			conn, err := d.Connect(ctx, testEndpoint, testRole, testDatabase, map[string]string{"timezone": "asia/tokyo"})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for range 20 {
+				res := conn.ExecParams(ctx, "select current_user || current_setting('timezone') || $1", [][]byte{[]byte("!")}, nil, nil, nil).Read()
+				if res.Err != nil || string(res.Rows[0][0]) != testRole+"Asia/Tokyo!" {
+					t.Error(res.Err, res.Rows)
+				}
+			}
+			if conn.ParameterStatus("TimeZone") != "Asia/Tokyo" {
+				t.Error("no parameters")
+			}
+			if err := conn.Close(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if _, err := d.Connect(ctx, testEndpoint, testRole, "absent", nil); sqlState(err) != "3D000" {
+		t.Error(err)
+	}
+	conn, err := d.Connect(ctx, testEndpoint, testRole, testDatabase, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithCancel(ctx)
+	admin := c.Conn(t, "")
+	done := make(chan error, 1)
+	go func() { done <- conn.ExecParams(short, "select pg_sleep(60)", nil, nil, nil, nil).Read().Err }()
+	asleep := func() int {
+		return query[int](t, admin, "select count(*) from pg_stat_activity where wait_event='PgSleep'")
+	}
+	eventually(t, "the query runs", func() bool { return asleep() == 1 })
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	eventually(t, "the query ends", func() bool { return asleep() == 0 })
+	eventually(t, "all are gone", func() bool { return d.Sessions(testEndpoint) == 0 })
+}

@@ -5,13 +5,20 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"net/netip"
+	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
+	"golang.org/x/sys/unix"
 
+	"github.com/boughdb/bough/internal/core"
 	"github.com/boughdb/bough/internal/proxy/pool"
 )
 
@@ -23,42 +30,122 @@ const limitsTimeout = 10 * time.Second
 
 // runPooled hands an authenticated client of a pooled host over to the pools.
 func (s *Server) runPooled(c *clientConn, hs *handshake) {
-	id := hs.target.EndpointID
+	greeting, err := encodeAll(hs.final...)
+	if err != nil {
+		return
+	}
+	_ = c.raw.SetDeadline(time.Time{})
+	login := pool.Login{EndpointID: hs.target.EndpointID, Params: hs.params, Greeting: greeting, Conn: c.raw, TLS: c.tls}
+	if c.side != nil {
+		login.Rebase = func(conn net.Conn) { c.side.Conn = conn }
+	}
+	login.Closed = func() { s.stats.open.Add(-1) }
+	c.adopted = true
+	if err := s.enter(login, c.remote); err != nil {
+		s.log.Debug("the pools did not take a client", "error", err)
+	}
+}
+
+// enter makes a client known and hands it over to the pools. login.Closed is called in any case; the login's key is set here.
+func (s *Server) enter(login pool.Login, remote netip.Addr) error {
+	id, left := login.EndpointID, login.Closed
 	m := &pooledClient{}
 	key := s.register(id, m)
 	s.stats.sessions.Add(1)
 	if s.opt.Meter != nil {
 		s.opt.Meter.SessionOpened(id)
 	}
-	log := s.log.With("endpoint", id, "role", hs.role, "database", hs.database, "client", c.remote, "pooled", true)
+	log := s.log.With("endpoint", id, "role", login.Params["user"], "database", login.Params["database"], "client", remote, "pooled", true)
 	log.Debug("session opened")
 	began := time.Now()
-	closed := func() {
+	login.Closed = func() {
 		s.unregister(id, key, m)
 		s.stats.sessions.Add(-1)
-		s.stats.open.Add(-1)
 		if s.opt.Meter != nil {
 			s.opt.Meter.SessionClosed(id)
 		}
 		log.Debug("session closed", "duration", time.Since(began))
+		left()
 	}
-	greeting, err := encodeAll(hs.final...)
-	if err == nil {
-		_ = c.raw.SetDeadline(time.Time{})
-		login := pool.Login{EndpointID: id, Params: hs.params, Greeting: greeting, Conn: c.raw, TLS: c.tls, Closed: closed}
-		if login.KeyData, err = key.message().Encode(nil); err == nil {
-			if c.side != nil {
-				login.Rebase = func(conn net.Conn) { c.side.Conn = conn }
-			}
-			c.adopted = true
-			err = m.adopt(s.pools, login)
-		}
+	var err error
+	if login.KeyData, err = key.message().Encode(nil); err == nil {
+		err = m.adopt(s.pools, login)
 	}
 	if err != nil {
-		log.Debug("the pools did not take the client", "error", err)
-		c.adopted = true // closed counts it out
-		c.close()
-		closed()
+		_ = login.Conn.Close()
+		login.Closed()
+	}
+	return err
+}
+
+// Connect opens a pooled connection from within the server, for a caller that has authenticated the role. It wakes the compute when
+// that is not known to be awake, waits until ctx ends, and belongs to the pool like any client: it costs a session of the compute for
+// the length of a transaction only, and may be kept open. What ends ctx during a call of the connection closes it, and interrupts
+// its query. params are startup parameters; user and database are set from role and database.
+func (s *Server) Connect(ctx context.Context, endpointID, role, database string, params map[string]string) (*pgconn.PgConn, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, core.Wrap(err, "proxy.connect", "")
+	}
+	near, err := fdConn(fds[0])
+	far, ferr := fdConn(fds[1])
+	if err = errors.Join(err, ferr); err == nil {
+		login := pool.Login{EndpointID: endpointID, Params: maps.Clone(params), Conn: far, Closed: func() {}}
+		if login.Params == nil {
+			login.Params = map[string]string{}
+		}
+		login.Params["user"], login.Params["database"] = role, database
+		err = s.enter(login, netip.Addr{})
+	}
+	if err != nil {
+		if near != nil {
+			_ = near.Close()
+		}
+		return nil, core.Wrap(err, "proxy.connect", "")
+	}
+	conn, err := welcomed(ctx, near)
+	if err != nil {
+		_ = near.Close()
+	}
+	return conn, err
+}
+
+// fdConn makes a connection of a socket, which it takes over.
+func fdConn(fd int) (net.Conn, error) {
+	f := os.NewFile(uintptr(fd), "pooled")
+	defer func() { _ = f.Close() }() // FileConn duplicates it
+	return net.FileConn(f)
+}
+
+// welcomed reads what a client gets after it has authenticated. The error is the server's *pgconn.PgError when it refuses the client.
+func welcomed(ctx context.Context, conn net.Conn) (*pgconn.PgConn, error) {
+	cfg, err := pgconn.ParseConfig("host=/ user=pooled sslmode=disable")
+	if err != nil {
+		return nil, core.Wrap(err, "proxy.connect", "")
+	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })
+	defer stop()
+	hc := &pgconn.HijackedConn{Conn: conn, ParameterStatuses: map[string]string{}, Config: cfg}
+	front := pgproto3.NewFrontend(conn, nil)
+	for {
+		msg, err := front.Receive()
+		if err != nil {
+			if ctx.Err() != nil {
+				err = ctx.Err()
+			}
+			return nil, core.Wrap(err, "proxy.connect", "")
+		}
+		switch msg := msg.(type) {
+		case *pgproto3.ErrorResponse:
+			return nil, pgconn.ErrorResponseToPgError(msg)
+		case *pgproto3.ParameterStatus:
+			hc.ParameterStatuses[msg.Name] = msg.Value
+		case *pgproto3.BackendKeyData:
+			hc.PID, hc.SecretKey = msg.ProcessID, slices.Clone(msg.SecretKey)
+		case *pgproto3.ReadyForQuery:
+			hc.TxStatus = msg.TxStatus
+			return pgconn.Construct(hc)
+		}
 	}
 }
 
