@@ -132,7 +132,7 @@ func (s *server) take(b []byte) bool {
 			break
 		}
 		size := int(binary.BigEndian.Uint32(b[1:5])) + 1
-		if size < 5 {
+		if size < 5 || b[0] == 'Z' && size != 6 {
 			s.lost()
 			return false
 		}
