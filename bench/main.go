@@ -48,7 +48,7 @@ func main() {
 	flag.StringVar(&o.binary, "binary", "bin/bough", "the server")
 	flag.StringVar(&o.dir, "dir", "", "where to work; default: a temporary directory")
 	flag.StringVar(&o.storage, "storage", "auto", "storage backend")
-	flag.StringVar(&o.rows, "rows", "wake,project,branch,load,oltp,idle", "what to measure; at scale: churn,storm,many,deletes,autoscale; replicas; api; pool; alone, on servers of its own: size")
+	flag.StringVar(&o.rows, "rows", "wake,project,branch,load,oltp,idle", "what to measure; at scale: churn,storm,many,deletes,autoscale; replicas; moments; api; pool; alone, on servers of its own: size")
 	flag.IntVar(&o.rounds, "rounds", 20, "how often each single call is measured")
 	flag.IntVar(&o.scale, "scale", 10, "pgbench scale: 15 MB each")
 	flag.IntVar(&o.seconds, "seconds", 10, "length of one pgbench run")
@@ -86,8 +86,8 @@ func run(ctx context.Context, o options) (err error) {
 		measure func(context.Context) ([]row, error)
 	}{
 		{"wake", b.wake}, {"project", b.project}, {"branch", b.branch}, {"load", b.branchUnderLoad}, {"oltp", b.oltp}, {"idle", b.idle},
-		{"churn", b.churn}, {"storm", b.storm}, {"many", b.many}, {"deletes", b.deletes}, {"autoscale", b.autoscale}, {"replicas", b.replicas}, {"api", b.restAPI},
-		{"pool", b.pool},
+		{"churn", b.churn}, {"storm", b.storm}, {"many", b.many}, {"deletes", b.deletes}, {"autoscale", b.autoscale}, {"replicas", b.replicas},
+		{"moments", b.moments}, {"api", b.restAPI}, {"pool", b.pool},
 	} {
 		if !slices.Contains(strings.Split(o.rows, ","), m.name) {
 			continue

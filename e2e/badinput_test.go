@@ -172,7 +172,7 @@ func TestBadInput(t *testing.T) {
 		"timeout below never":         {"PATCH", path("/endpoints/" + p.Endpoint), `{"endpoint":{"suspend_timeout_seconds":-2}}`, 400, "", `suspend_timeout`},
 		"retention too long":          {"PATCH", path(""), `{"project":{"history_retention_seconds":2592001}}`, 400, "", `2592000`},
 		"version of no PostgreSQL":    {"POST", "/projects", `{"project":{"pg_version":9}}`, 400, "", `14`},
-		"branch from a moment":        {"POST", path("/branches"), `{"branch":{"parent_timestamp":"2030-01-01T00:00:00Z"}}`, 501, "NOT_IMPLEMENTED", `parent_timestamp`},
+		"branch from a moment":        {"POST", path("/branches"), `{"branch":{"parent_timestamp":"2030-01-01T00:00:00Z"}}`, 400, "BAD_REQUEST", `parent_timestamp .* is in the future`},
 		"not built: restore":          {"POST", path("/branches/" + child.ID + "/restore"), `{"source_branch_id":"` + p.Branch + `"}`, 501, "NOT_IMPLEMENTED", `.`},
 		"not built: snapshots":        {"GET", path("/snapshots"), "", 501, "NOT_IMPLEMENTED", `.`},
 		"endpoint moved":              {"PATCH", path("/endpoints/" + p.Endpoint), `{"endpoint":{"branch_id":"` + leaf.ID + `"}}`, 400, "", `branch`},

@@ -173,8 +173,8 @@ func TestEveryField(t *testing.T) {
 		"branch.name":                          {value: "a branch"},
 		"branch.protected":                     {value: false},         // true excludes expires_at: see TestExpiry
 		"branch.init_source":                   {value: "parent-data"}, // the other one: see TestSchemaOnlyBranch
-		"branch.parent_lsn":                    {value: "0/1", refused: 501},
-		"branch.parent_timestamp":              {value: "2026-01-01T00:00:00Z", refused: 501},
+		"branch.parent_lsn":                    {value: "0/1", refused: 400},
+		"branch.parent_timestamp":              {value: "2026-01-01T00:00:00Z", refused: 400},
 		"branch.expires_at":                    {value: later},
 		"branch.archived":                      {value: true, refused: 422},
 		"endpoints[].type":                     {value: "read_write"},

@@ -127,7 +127,7 @@ func TestPoolStatus(t *testing.T) {
 	for _, storage := range backends() {
 		t.Run(storage, func(t *testing.T) {
 			s := startOn(t, storage)
-			p := s.project(t)
+			p := s.projectWith(t, sdk.ProjectCreate{DefaultEndpointSettings: suspendAfter(never), HistoryRetentionSeconds: new(int64(0))}) // history shares with its branch
 			sql(t, s.connect(t, p.URI), "create table t as select n, repeat('x', 900) pad from generate_series(1, 40000) n")
 			p.suspend(t, p.Endpoint) // what it has written is on the disk then
 			name := "big-child"

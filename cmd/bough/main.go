@@ -38,7 +38,7 @@ Start a server with 'bough serve' (or 'bough up' in the background); the other v
 	}
 	root.SetArgs(args)
 	root.AddGroup(&cobra.Group{ID: "server", Title: "The server:"}, &cobra.Group{ID: "client", Title: "What is in it:"})
-	for _, cmd := range []*cobra.Command{serveCommand(), upCommand(), downCommand(), statusCommand(), doctorCommand(), poolCommand(), postgresCommand(), adminCommand()} {
+	for _, cmd := range []*cobra.Command{serveCommand(), upCommand(), downCommand(), statusCommand(), doctorCommand(), poolCommand(), historyCommand(), postgresCommand(), adminCommand()} {
 		cmd.GroupID = "server"
 		if err := fromEnvironment(cmd); err != nil {
 			return report(err)

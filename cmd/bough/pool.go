@@ -35,8 +35,9 @@ func poolStatusCommand(dir *string) *cobra.Command {
 		Long: `Show how full the storage is and what uses it, the largest branches first.
 
 DATA is what a branch's files hold, as if it were alone; branches share most of it with their parents. --exclusive asks the
-file system what is shared: OWN is then what deleting the branch would give back. That reads the lists of blocks of every
-file, at the lowest priority; it can take minutes for hundreds of busy branches.`,
+file system what is shared: OWN is then what deleting the branch would give back, without what it shares with its own
+history, which goes with it (bough history). That reads the lists of blocks of every file, at the lowest priority; it can
+take minutes for hundreds of busy branches.`,
 		Example: "  bough pool status\n  bough pool status --exclusive --all\n  bough pool status --json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -92,6 +93,19 @@ func printPool(st service.PoolStatus, all bool) error {
 		fmt.Printf("control database  %s\n", size(st.ControlDB))
 	}
 	fmt.Printf("logs              %s\n", size(st.Logs))
+	if n := len(st.History); n > 0 {
+		own, known := int64(0), true
+		for _, u := range st.History {
+			if known = known && u.DataExclusive != nil; known {
+				own += *u.DataExclusive
+			}
+		}
+		text := ""
+		if known {
+			text = ", which alone hold " + size(own)
+		}
+		fmt.Printf("history           %d snapshots of branches' pasts%s; see bough history\n", n, text)
+	}
 	if st.Staged > 0 {
 		fmt.Printf("in the making     %d volumes\n", st.Staged)
 	}

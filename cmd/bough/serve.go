@@ -87,6 +87,8 @@ func serverFlags(f *pflag.FlagSet, c *service.Config) {
 	f.DurationVar(&c.ReconcilePatience, "reconcile-patience", time.Minute, "how long a difference must last before it is repaired")
 	f.DurationVar(&c.MeteringEvery, "metering-every", metering.DefaultEvery, "how often usage is counted and quotas are enforced")
 	f.IntVar(&c.MaxStarts, "concurrent-starts", 0, "computes that start at once, others queue; 0 means two for each core")
+	f.Var((*bytesValue)(&c.History.SnapshotWAL), "snapshot-wal", "how much WAL a branch writes between two snapshots of its history; a moment is reached by replaying up to as much; 0 means 128 MiB")
+	f.DurationVar(&c.History.SnapshotEvery, "snapshot-interval", 0, "how long a branch that is written to is without a snapshot of its history; 0 means an hour")
 	f.DurationVar(&c.OperationsKeep, "operations-keep", control.DefaultOperationsKeep, "how long the record of an operation that has ended is kept (six months)")
 	limit := &rateValue{limit: &c.RateLimit}
 	_ = limit.Set("700/m,40/s") // as in the published service

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -114,19 +115,25 @@ func first(args []string) string {
 }
 
 func (a *app) branchesCreate() *cobra.Command {
-	var name, parent, expires string
+	var name, parent, expires, at string
 	var noCompute, schemaOnly bool
 	var compute computeFlags
-	c := &cobra.Command{Use: "create [name] [flags]", Short: "Branch off another branch, with a compute",
-		Long: "Make an isolated copy of a branch as it is now. It has everything that was committed on the parent before the call.\n" +
-			"With --schema-only it is a root branch with the parent's roles, databases and definitions, and without a row.",
+	c := &cobra.Command{Use: "create [name] [flags]", Short: "Branch off another branch, now or as it was, with a compute",
+		Long: "Make an isolated copy of a branch as it is now: it has everything that was committed on the parent before the call. With --at\n" +
+			"it is the branch as it was, as far back as its project keeps history (bough projects update --history-retention): a time has\n" +
+			"what was committed by then, an LSN what ends at or before it. With --schema-only it is a root branch with the parent's roles,\n" +
+			"databases and definitions, and without a row.",
 		Example: "  bough branches create try-index\n" +
+			"  bough branches create before-the-mistake --at 10m\n" +
+			"  bough branches create --at 2031-03-20T18:00:00Z\n" +
+			"  bough branches create --at 0/1A7F730\n" +
 			"  bough branches create --name try-index --parent staging --cu 1\n" +
 			"  bough branches create ci-run --expires-at 2h\n" +
 			"  bough branches create --schema-only clean --parent main\n" +
 			"  bough branches create --no-compute -o json"}
 	c.Flags().StringVar(&name, "name", "", "name (default: the id)")
 	c.Flags().StringVar(&parent, "parent", "", "branch to copy, by name or id (default: the default branch)")
+	c.Flags().StringVar(&at, "at", "", "moment of the parent: a time with its zone, how long ago such as 10m or 7d, or an LSN (default: now)")
 	c.Flags().StringVar(&expires, "expires-at", "", "delete it by itself: at 2031-03-20T18:00:00Z, or after 24h or 7d (at most 30 days)")
 	c.Flags().BoolVar(&noCompute, "no-compute", false, "do not add a compute")
 	c.Flags().BoolVar(&schemaOnly, "schema-only", false, "copy definitions, roles and privileges, and no data")
@@ -157,6 +164,15 @@ func (a *app) branchesCreate() *cobra.Command {
 		}
 		if schemaOnly {
 			req.Branch.InitSource = new("schema-only")
+		}
+		if strings.Contains(at, "/") {
+			req.Branch.ParentLSN = &at
+		} else if at != "" {
+			t, err := a.past("--at", at)
+			if err != nil {
+				return err
+			}
+			req.Branch.ParentTimestamp = &t
 		}
 		if parent != "" {
 			p, err := a.branch(ctx, cl, projectID, parent)

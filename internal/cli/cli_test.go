@@ -416,3 +416,20 @@ func TestWords(t *testing.T) {
 		t.Errorf("printable: %q", got)
 	}
 }
+
+func TestBranchOfAMoment(t *testing.T) {
+	f := newFake(t)
+	s := newShell(t, f)
+	for at, want := range map[string]string{
+		"10m":                  `"parent_timestamp":"2031-03-17T11:50:00Z"`,
+		"2031-03-16T18:00:00Z": `"parent_timestamp":"2031-03-16T18:00:00Z"`,
+		"0/1A7F730":            `"parent_lsn":"0/1A7F730"`,
+	} {
+		f.calls = nil
+		_, errs, code := s.run("branches", "create", "--no-compute", "--at", at)
+		if code != 0 || !slices.ContainsFunc(f.calls, func(c string) bool { return strings.HasPrefix(c, "POST ") && strings.Contains(c, want) }) {
+			t.Errorf("--at %s: %d %s %q, want %s", at, code, errs, f.calls, want)
+		}
+	}
+	s.refuses("branches create --at yesterday", 2, "0/1A7F730")
+}

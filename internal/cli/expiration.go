@@ -10,6 +10,17 @@ import (
 	"github.com/boughdb/bough/sdk"
 )
 
+// past reads a moment in the past.
+func (a *app) past(what, v string) (time.Time, error) {
+	if t, err := time.Parse(time.RFC3339, v); err == nil {
+		return t, nil
+	}
+	if n, err := seconds(what, v); err == nil && n != nil && *n > 0 {
+		return a.Now().Add(-time.Duration(*n) * time.Second).UTC(), nil
+	}
+	return time.Time{}, usagef("%s is a time with its zone such as 2031-03-20T18:00:00Z, how long ago such as 10m or 7d, or an LSN such as 0/1A7F730, not %q", what, v)
+}
+
 // moment reads a time such as 2031-03-20T18:00:00Z, or how long from now: 90m, 24h, 7d.
 func (a *app) moment(what, v string) (time.Time, error) {
 	if t, err := time.Parse(time.RFC3339, v); err == nil {

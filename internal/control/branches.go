@@ -12,20 +12,12 @@ import (
 	"github.com/boughdb/bough/internal/store"
 )
 
-// CreateBranch makes a branch of the parent's head.
+// CreateBranch makes a branch of the parent's head, or of a moment in its history.
 func (s *Service) CreateBranch(ctx context.Context, c core.Caller, projectID string, p CreateBranch) (BranchCreated, error) {
 	var none BranchCreated
 	project, err := s.project(ctx, c, projectID)
 	if err != nil {
 		return none, err
-	}
-	for what, asked := range map[string]bool{
-		"branch.parent_lsn":       p.ParentLSN != "",
-		"branch.parent_timestamp": p.ParentTimestamp != nil,
-	} {
-		if asked {
-			return none, notBuilt(what)
-		}
 	}
 	if p.Archived {
 		return none, notHere("branch.archived", "there is no slower storage to archive it to; leave it out or send false")
@@ -66,6 +58,13 @@ func (s *Service) CreateBranch(ctx context.Context, c core.Caller, projectID str
 	if err := checkName("branch.name", branch.Name, 256); err != nil {
 		return none, err
 	}
+	at := moment{LSN: p.ParentLSN, Time: p.ParentTimestamp}
+	if at.LSN != "" && at.Time != nil {
+		return none, core.Invalidf("branch.parent_lsn and branch.parent_timestamp name two moments; give one of them")
+	}
+	if schemaOnly && !at.head() {
+		return none, notBuilt("a schema-only branch of a past moment")
+	}
 	var endpoints []core.Endpoint
 	for _, spec := range p.Endpoints {
 		e, err := s.newEndpoint(ctx, project, branch.ID, spec)
@@ -95,10 +94,15 @@ func (s *Service) CreateBranch(ctx context.Context, c core.Caller, projectID str
 		if err := s.refreshCatalog(ctx, parent); err != nil {
 			return none, err
 		}
-		if !schemaOnly {
-			if branch.ParentLSN, err = s.headLSN(ctx, parent); err != nil {
-				return none, err
-			}
+		switch {
+		case schemaOnly:
+		case at.head():
+			branch.ParentLSN, err = s.headLSN(ctx, parent)
+		default:
+			branch.ParentLSN, branch.ParentTimestamp, err = s.choose(ctx, parent, &at)
+		}
+		if err != nil {
+			return none, err
 		}
 	}
 	var out BranchCreated
@@ -129,6 +133,7 @@ func (s *Service) CreateBranch(ctx context.Context, c core.Caller, projectID str
 		if schemaOnly {
 			create.Params = schemaOf(parent.ID)
 		} else {
+			create.Params = at.params()
 			branch.Setup, branch.LogicalSize = parent.Setup, parent.LogicalSize
 		}
 		if out.Branch, err = q.InsertBranch(ctx, branch); err != nil {

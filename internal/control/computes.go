@@ -186,9 +186,21 @@ func (s *Service) up(ctx context.Context, b core.Branch, spec compute.Spec) (com
 	if err != nil {
 		return ready, nil, err
 	}
+	begin, beginAt := core.LSN(0), time.Now()
+	if len(b.Setup) > 0 { // moments before are of the template
+		if begin, _, err = (&origin{s: s, id: spec.EndpointID}).FlushLSN(ctx); err != nil {
+			return ready, nil, err
+		}
+		beginAt = time.Now()
+	}
 	return ready, func(ctx context.Context, q store.Q) error {
 		if _, err := q.LockBranchByID(ctx, b.ID); err != nil {
 			return err
+		}
+		if begin != 0 {
+			if err := q.BeginIncarnation(ctx, b.ID, b.Incarnation, begin, beginAt); err != nil {
+				return err
+			}
 		}
 		if _, err := storeCatalog(ctx, q, b.ID, catalog, ""); err != nil {
 			return err
@@ -321,6 +333,7 @@ func (s *Service) downUnless(ctx context.Context, b core.Branch, computeID strin
 	s.primaryChanged(ctx, b) // before its WAL is trimmed
 	s.trim(ctx, ref(b))
 	s.meterStopped(ctx, b)
+	s.history.want(b.ID, true)
 	return func(ctx context.Context, q store.Q) error {
 		if err := q.DeleteHandle(ctx, computeID); err != nil || catalog == nil {
 			return err
@@ -344,6 +357,12 @@ func (s *Service) trim(ctx context.Context, r history.Ref) {
 	if err == nil && info.Clean {
 		// What a slot needs is kept like what recovery needs; if that is not known, so is everything.
 		info.Slots, err = postgres.OldestSlot(s.Volumes.Path(r.Volume))
+	}
+	if err == nil && info.Clean {
+		if info.History, err = s.archiveRest(ctx, r); err != nil && ctx.Err() == nil {
+			s.log.Warn("cannot archive the WAL of a sleeping branch; all of it is kept", "branch_id", r.Branch, "error", err)
+			return
+		}
 	}
 	if err == nil && info.Clean {
 		err = history.Trim(ctx, s.WAL.Path(r.Branch, r.Incarnation), info)

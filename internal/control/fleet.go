@@ -132,6 +132,9 @@ func placesOf(inv store.Inventory) map[string]string {
 	for _, b := range inv.Branches {
 		places[b.ID], places[b.Volume] = b.ProjectID, b.ProjectID
 	}
+	for _, n := range inv.Snapshots {
+		places[n.Volume] = places[n.BranchID]
+	}
 	for _, e := range inv.Endpoints {
 		places[e.ID] = e.ProjectID
 	}

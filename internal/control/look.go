@@ -15,6 +15,7 @@ import (
 
 	"github.com/boughdb/bough/internal/compute"
 	"github.com/boughdb/bough/internal/core"
+	"github.com/boughdb/bough/internal/history"
 	"github.com/boughdb/bough/internal/postgres"
 	"github.com/boughdb/bough/internal/storage"
 	"github.com/boughdb/bough/internal/store"
@@ -188,7 +189,8 @@ func (l *look) gatherFiles() error {
 		if errors.Is(e, fs.ErrNotExist) || errors.Is(e, fs.ErrInvalid) {
 			continue // deleted meanwhile
 		}
-		l.wal[b] = incarnations
+		// An archive belongs to its branch; what is in it is history's to judge.
+		l.wal[b] = slices.DeleteFunc(incarnations, history.IsArchive)
 		err = errors.Join(err, e)
 	}
 	logs, e := readNames(l.LogDir)
@@ -269,6 +271,9 @@ func owned(inv store.Inventory) owners {
 		if e.Type == core.EndpointReadOnly && (e.State == core.EndpointActive || e.Pending != "" || e.Deleting) {
 			o.volumes[e.ID], o.wal[e.ID] = true, true // a replica that sleeps has no files
 		}
+	}
+	for _, n := range inv.Snapshots {
+		o.volumes[n.Volume] = true
 	}
 	for major := postgres.MinMajor; major <= postgres.MaxMajor; major++ {
 		t := templateRef(major)

@@ -370,6 +370,9 @@ func (s *Service) UpdateProject(ctx context.Context, c core.Caller, id string, p
 	for _, branchID := range kick {
 		s.Queue.Kick(branchID)
 	}
+	if p.HistoryRetention != nil {
+		s.history.reread()
+	}
 	out := ProjectResult{Project: s.projectView(saved), Operations: operations}
 	return out, s.addProjectUsage(ctx, &out.Project)
 }

@@ -170,6 +170,9 @@ func (s *Service) Start(ctx context.Context) {
 	s.work.Go(func() { s.reconcileLoop(ctx) })
 	s.work.Go(func() { s.pruneLoop(ctx) })
 	s.work.Go(func() { s.maintenanceLoop(ctx) })
+	s.work.Go(func() { s.archiveLoop(ctx) })
+	s.work.Go(func() { s.snapshotLoop(ctx) })
+	s.work.Go(func() { s.retainLoop(ctx) })
 	s.work.Go(func() { s.expiryLoop(ctx) })
 	s.work.Go(func() {
 		b, err := s.build(ctx, 0)

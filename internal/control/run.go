@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -38,7 +39,7 @@ func (s *Service) Run(ctx context.Context, op core.Operation) (ops.Commit, error
 		if branch.InitSource == initSchemaOnly {
 			return s.createSchemaOnly(ctx, branch, op)
 		}
-		return s.createBranch(ctx, branch)
+		return s.createBranch(ctx, branch, op)
 	case core.ActionStartCompute:
 		return s.startCompute(ctx, branch, op)
 	case core.ActionSuspendCompute:
@@ -137,12 +138,14 @@ func (s *Service) createTimeline(ctx context.Context, b core.Branch) (ops.Commit
 	if err := s.ensureTemplate(ctx, build); err != nil {
 		return nil, err
 	}
-	res, err := s.fork(ctx, templateRef(build.Major), ref(b), nil)
+	template := templateRef(build.Major)
+	res, err := s.fork(ctx, template, ref(b), nil)
 	if err != nil {
 		return nil, err
 	}
 	return func(ctx context.Context, q store.Q) error {
-		return errors.Join(q.BranchReady(ctx, b.ID, 0, nil, true), q.StartBranchMeter(ctx, b.ID, b.ProjectID, res.LSN))
+		return errors.Join(q.BranchReady(ctx, b.ID, 0, nil, true), s.beginRoot(ctx, q, b, template, res),
+			q.StartBranchMeter(ctx, b.ID, b.ProjectID, res.LSN))
 	}, nil
 }
 
@@ -154,8 +157,8 @@ func gone(err error) error {
 	return err
 }
 
-// createBranch forks a branch from its parent's head.
-func (s *Service) createBranch(ctx context.Context, b core.Branch) (ops.Commit, error) {
+// createBranch forks a branch from its parent, at the head or at the moment that the operation names.
+func (s *Service) createBranch(ctx context.Context, b core.Branch, op core.Operation) (ops.Commit, error) {
 	if b.State == core.BranchReady {
 		return nil, nil
 	}
@@ -188,6 +191,15 @@ func (s *Service) createBranch(ctx context.Context, b core.Branch) (ops.Commit, 
 		defer primary.close(ctx)
 		src = primary
 	}
+	var m moment
+	if len(op.Params) > 0 {
+		if err := json.Unmarshal(op.Params, &m); err != nil {
+			return nil, core.Wrap(err, "control.create_branch", "")
+		}
+	}
+	if !m.head() {
+		return s.createBranchAt(ctx, parent, b, m, src)
+	}
 	res, err := s.fork(ctx, ref(parent), ref(b), src)
 	if err != nil {
 		return nil, err
@@ -203,7 +215,8 @@ func (s *Service) createBranch(ctx context.Context, b core.Branch) (ops.Commit, 
 		}
 	}
 	return func(ctx context.Context, q store.Q) error {
-		return errors.Join(q.BranchReady(ctx, b.ID, res.LSN, &res.Time, true), q.StartBranchMeter(ctx, b.ID, b.ProjectID, res.LSN))
+		return errors.Join(q.BranchReady(ctx, b.ID, res.LSN, &res.Time, true), beginHistory(ctx, q, b, parent, res),
+			q.StartBranchMeter(ctx, b.ID, b.ProjectID, res.LSN))
 	}, nil
 }
 
@@ -227,6 +240,9 @@ func (s *Service) deleteTimeline(ctx context.Context, b core.Branch) (ops.Commit
 		if err := os.RemoveAll(filepath.Join(s.RunDir, e.ID)); err != nil {
 			return nil, core.Wrap(err, "control.delete", "")
 		}
+	}
+	if err := s.dropHistory(ctx, b.ID); err != nil {
+		return nil, err
 	}
 	if err := s.WAL.Delete(ctx, b.ID); err != nil {
 		return nil, err

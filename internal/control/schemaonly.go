@@ -118,6 +118,10 @@ func (s *Service) createSchemaOnly(ctx context.Context, b core.Branch, op core.O
 		return nil, err
 	}
 	s.trim(ctx, ref(b))
+	control, err := readControl(s.Volumes.Path(b.VolumeID))
+	if err != nil {
+		return nil, err
+	}
 	return func(ctx context.Context, q store.Q) error {
 		if _, err := q.LockBranchByID(ctx, b.ID); err != nil {
 			return err
@@ -131,7 +135,9 @@ func (s *Service) createSchemaOnly(ctx context.Context, b core.Branch, op core.O
 		if err := q.SetBranchSize(ctx, b.ID, size); err != nil {
 			return err
 		}
-		return q.BranchReady(ctx, b.ID, 0, nil, false)
+		// Its history begins where it is ready, with a snapshot of its own.
+		begin := core.Incarnation{BranchID: b.ID, Number: b.Incarnation, Fork: control.Checkpoint, BeginAt: time.Now()}
+		return errors.Join(q.BranchReady(ctx, b.ID, 0, nil, false), q.PutIncarnation(ctx, begin))
 	}, nil
 }
 

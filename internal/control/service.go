@@ -82,6 +82,7 @@ type Options struct {
 	Meter      Meter
 	Fleet      Fleet
 	Peers      Peers
+	History    HistoryOptions
 
 	OperationsKeep time.Duration // how long the record of an operation is kept; 0: DefaultOperationsKeep
 	Log            *slog.Logger
@@ -103,6 +104,7 @@ type Service struct {
 	replicas  replicas
 	dumps     *semaphore.Weighted // of schemas, at once
 	measured  sync.Map            // branch id → sizing
+	history   historian
 
 	post     Post
 	letters  chan struct{} // wakes who sends them
@@ -120,6 +122,7 @@ func New(o Options) *Service {
 	return &Service{
 		Options: o, log: o.Log, letters: make(chan struct{}, 1), expiry: make(chan struct{}, 1),
 		drift: reconciler{nudge: make(chan struct{}, 1)}, dumps: semaphore.NewWeighted(maxDumps),
+		history: historian{wake: make(chan struct{}, 1), changed: make(chan struct{}, 1)},
 	}
 }
 

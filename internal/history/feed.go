@@ -20,7 +20,7 @@ import (
 func (d *Dirs) Feed(ctx context.Context, primary, standby Ref, control ControlInfo, replayed core.LSN) (end core.LSN, err error) {
 	const op = "history.feed"
 	f := &fork{ForkRequest: ForkRequest{Dirs: d}, from: d.Path(primary.Branch, primary.Incarnation), to: d.Path(standby.Branch, standby.Incarnation)}
-	chain, err := readLineage(f.from, control.timeline(), control.SegmentSize)
+	chain, err := readLineage(control.timeline(), control.SegmentSize, f.from)
 	if err != nil {
 		return 0, wrap(err, op)
 	}

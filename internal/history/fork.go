@@ -50,7 +50,8 @@ type Ref struct {
 type ForkRequest struct {
 	Parent  Ref
 	Child   Ref
-	Running Source // nil: the parent has no process, after a clean shutdown or a crash, and gets none until Fork returns
+	Running Source  // nil: the parent has no process, after a clean shutdown or a crash, and gets none until Fork returns
+	At      *Moment // nil: the parent's head; else Parent names the volume of a snapshot, and a running cluster may own the WAL
 
 	Volumes     Volumes
 	Dirs        *Dirs
@@ -106,12 +107,13 @@ func Fork(ctx context.Context, req ForkRequest) (ForkResult, error) {
 		if cleanErr := f.remove(ctx); cleanErr != nil {
 			req.Log.WarnContext(ctx, "what a failed fork made could not be removed", "branch", req.Child.Branch, "error", cleanErr)
 		}
+		// The parent wrote, and dropped behind a checkpoint, a segment between two looks at its folder.
 		var missing *missingError
-		if req.Running == nil || !errors.As(err, &missing) || attempt == forkAttempts {
+		faster := req.Running != nil && errors.As(err, &missing) || req.At != nil && errors.Is(err, fs.ErrNotExist)
+		if !faster || attempt == forkAttempts {
 			return ForkResult{}, wrap(err, op)
 		}
-		// The parent wrote, and dropped behind a checkpoint, a segment between two looks at its folder.
-		req.Log.InfoContext(ctx, "forking again: the parent was faster", "branch", req.Child.Branch, "segment", missing.seg)
+		req.Log.InfoContext(ctx, "forking again: the parent was faster", "branch", req.Child.Branch, "error", err)
 	}
 }
 
@@ -138,7 +140,10 @@ func (f *fork) try(ctx context.Context) (ForkResult, error) {
 	if err := f.Dirs.mkdir(filepath.Join(f.to, "archive_status")); err != nil {
 		return ForkResult{}, err
 	}
-	if f.Running != nil {
+	switch {
+	case f.At != nil:
+		return f.moment(ctx)
+	case f.Running != nil:
 		return f.running(ctx)
 	}
 	return f.sleeping(ctx)
@@ -150,48 +155,68 @@ func (f *fork) running(ctx context.Context) (ForkResult, error) {
 	if err := f.linkSegments(); err != nil {
 		return ForkResult{}, err
 	}
-	var start core.LSN
-	var label, tablespaceMap []byte
-	var err error
+	c, err := f.copyRunning(ctx, f.linkSegments)
+	if err != nil {
+		return ForkResult{}, err
+	}
+	res := ForkResult{LSN: c.end, Time: c.at, Timeline: c.timeline, ReplayLen: uint64(c.end - c.start)}
+	if err := f.copyHistories(); err != nil {
+		return ForkResult{}, err
+	}
+	if err := f.takeSegments(ctx, res, c.start, c.control.SegmentSize); err != nil {
+		return ForkResult{}, err
+	}
+	return res, f.finish(ctx, c.label, c.tablespaceMap)
+}
+
+// runningCopy is the copy of a running cluster's volume, and the WAL that it needs.
+type runningCopy struct {
+	start, end           core.LSN
+	at                   time.Time // every commit acknowledged by then is before end
+	timeline             uint32
+	control              ControlInfo // the copy's
+	label, tablespaceMap []byte      // of a copy in backup mode
+}
+
+// copyRunning copies the volume of a cluster that goes on writing. link is called until the WAL that the copy needs is known.
+func (f *fork) copyRunning(ctx context.Context, link func() error) (c runningCopy, err error) {
 	if f.Volumes.Atomic() {
 		err = f.Volumes.Clone(ctx, f.Parent.Volume, f.Child.Volume)
 	} else {
-		start, label, tablespaceMap, err = f.backup(ctx)
+		c.start, c.label, c.tablespaceMap, err = f.backup(ctx, link)
 	}
 	if err != nil {
-		return ForkResult{}, err
+		return c, err
 	}
 	// Only now, after the copy: WAL must reach at least as far as any page in it.
-	at := time.Now()
-	end, timeline, err := f.Running.FlushLSN(ctx)
-	if err != nil {
-		return ForkResult{}, err
+	c.at = time.Now()
+	if c.end, c.timeline, err = f.Running.FlushLSN(ctx); err != nil {
+		return c, err
 	}
-	if err := f.linkSegments(); err != nil {
-		return ForkResult{}, err
+	if err := link(); err != nil {
+		return c, err
 	}
-	control, err := f.readControl(ctx)
-	if err != nil {
-		return ForkResult{}, err
+	if c.control, err = f.readControl(ctx); err != nil {
+		return c, err
 	}
-	if start == 0 {
-		start = control.Redo
-		if end <= control.Checkpoint {
-			return ForkResult{}, fmt.Errorf("WAL is durable up to %s, before the copy's checkpoint at %s", end, control.Checkpoint)
+	c.timeline = max(c.timeline, c.control.timeline())
+	if c.start == 0 {
+		c.start = c.control.Redo
+		if c.end <= c.control.Checkpoint {
+			return c, fmt.Errorf("WAL is durable up to %s, before the copy's checkpoint at %s", c.end, c.control.Checkpoint)
 		}
 		// A backup by someone else may have put one here; it says nothing about an atomic copy.
 		for _, name := range []string{"backup_label", "tablespace_map"} {
 			if err := removeFile(filepath.Join(f.data, name)); err != nil {
-				return ForkResult{}, err
+				return c, err
 			}
 		}
 	}
-	res := ForkResult{LSN: end, Time: at, Timeline: max(timeline, control.timeline()), ReplayLen: uint64(end - start)}
-	return res, f.finish(ctx, res, start, control.SegmentSize, label, tablespaceMap)
+	return c, nil
 }
 
 // backup copies the volume in backup mode, and meanwhile goes on linking what the parent completes.
-func (f *fork) backup(ctx context.Context) (start core.LSN, label, tablespaceMap []byte, err error) {
+func (f *fork) backup(ctx context.Context, link func() error) (start core.LSN, label, tablespaceMap []byte, err error) {
 	if start, err = f.Running.StartBackup(ctx, "bough "+f.Child.Branch); err != nil {
 		return 0, nil, nil, err
 	}
@@ -205,7 +230,7 @@ func (f *fork) backup(ctx context.Context) (start core.LSN, label, tablespaceMap
 				linked <- nil
 				return
 			case <-tick.C:
-				if err := f.linkSegments(); err != nil {
+				if err := link(); err != nil {
 					linked <- err
 					return
 				}
@@ -233,42 +258,55 @@ func (f *fork) sleeping(ctx context.Context) (ForkResult, error) {
 	if err := f.Volumes.Clone(ctx, f.Parent.Volume, f.Child.Volume); err != nil {
 		return ForkResult{}, err
 	}
-	control, err := f.ReadControl(f.data)
+	start, end, timeline, size, err := f.extent(ctx)
 	if err != nil {
 		return ForkResult{}, err
-	}
-	start, timeline := control.Redo, control.timeline()
-	// A parent that was itself copied in backup mode and has not run yet replays from its label on.
-	label, err := readBackupLabel(f.data)
-	if err != nil {
-		return ForkResult{}, err
-	}
-	if label != nil {
-		start, timeline = label.start, max(timeline, label.timeline)
-	}
-	chain, err := readLineage(f.from, timeline, control.SegmentSize)
-	if err != nil {
-		return ForkResult{}, err
-	}
-	end, err := findEnd(ctx, chain, start)
-	if err != nil {
-		return ForkResult{}, err
-	}
-	if end == start || label == nil && end <= control.Checkpoint {
-		return ForkResult{}, fmt.Errorf("WAL in %s ends at %s, before the checkpoint at %s", f.from, end, control.Checkpoint)
 	}
 	res := ForkResult{LSN: end, Time: at, Timeline: timeline, ReplayLen: uint64(end - start)}
-	return res, f.finish(ctx, res, start, control.SegmentSize, nil, nil)
+	if err := f.copyHistories(); err != nil {
+		return ForkResult{}, err
+	}
+	if err := f.takeSegments(ctx, res, start, size); err != nil {
+		return ForkResult{}, err
+	}
+	return res, f.finish(ctx, nil, nil)
 }
 
-// finish reduces the child's WAL directory to what its recovery reads, and prepares its data directory.
-func (f *fork) finish(ctx context.Context, res ForkResult, start core.LSN, segmentSize uint64, label, tablespaceMap []byte) error {
-	if err := f.copyHistories(); err != nil {
-		return err
+// extent says which of the parent's WAL the copy of its volume, which nobody wrote to meanwhile, needs.
+func (f *fork) extent(ctx context.Context) (start, end core.LSN, timeline uint32, segmentSize uint64, err error) {
+	control, start, timeline, err := f.origin()
+	if err != nil {
+		return 0, 0, 0, 0, err
 	}
-	if err := f.takeSegments(ctx, res, start, segmentSize); err != nil {
-		return err
+	chain, err := readLineage(timeline, control.SegmentSize, f.from)
+	if err != nil {
+		return 0, 0, 0, 0, err
 	}
+	if end, err = findEnd(ctx, chain, start); err != nil {
+		return 0, 0, 0, 0, err
+	}
+	if end == start || start == control.Redo && end <= control.Checkpoint {
+		return 0, 0, 0, 0, fmt.Errorf("WAL in %s ends at %s, before the checkpoint at %s", f.from, end, control.Checkpoint)
+	}
+	return start, end, timeline, control.SegmentSize, nil
+}
+
+// origin says where the replay of the copy starts, and on which timeline.
+func (f *fork) origin() (control ControlInfo, start core.LSN, timeline uint32, err error) {
+	if control, err = f.ReadControl(f.data); err != nil {
+		return control, 0, 0, err
+	}
+	start, timeline = control.Redo, control.timeline()
+	// A parent that was itself copied in backup mode and has not run yet replays from its label on.
+	label, err := readBackupLabel(f.data)
+	if err == nil && label != nil {
+		start, timeline = label.start, max(timeline, label.timeline)
+	}
+	return control, start, timeline, err
+}
+
+// finish prepares the child's data directory, once its WAL directory holds what its recovery reads.
+func (f *fork) finish(ctx context.Context, label, tablespaceMap []byte) error {
 	if err := syncPath(f.to); err != nil {
 		return err
 	}
@@ -325,13 +363,13 @@ func (f *fork) linkSegments() error {
 // takeSegments leaves in the child's directory the segments from start to the fork's LSN: all but the last one linked, the
 // last one, which the parent still writes, copied up to the LSN.
 func (f *fork) takeSegments(ctx context.Context, res ForkResult, start core.LSN, segmentSize uint64) error {
-	chain, err := readLineage(f.to, res.Timeline, segmentSize)
+	chain, err := readLineage(res.Timeline, segmentSize, f.to)
 	if err != nil {
 		return err
 	}
 	// What could not be linked is still in the parent's directory, or nowhere.
 	source := *chain
-	source.dir = f.from
+	source.dirs = []string{f.from}
 	want := map[string]bool{}
 	for seg := start.Segment(segmentSize); seg <= (res.LSN - 1).Segment(segmentSize); seg++ {
 		if err := ctx.Err(); err != nil {
@@ -380,28 +418,33 @@ func (f *fork) takeSegments(ctx context.Context, res ForkResult, start core.LSN,
 
 // copySegment copies the first used bytes of a segment and makes the rest a hole: zeros end recovery there, whatever the
 // parent has written behind them by now. The name to is replaced, never its old inode written.
-func (f *fork) copySegment(from, to string, used, size int64) (err error) {
+func (f *fork) copySegment(from, to string, used, size int64) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	return f.writeSegment(to, size, func(out *os.File) error { return copyRange(in, out, 0, used) })
+}
+
+// writeSegment makes a segment of what fill writes, and holes.
+func (f *fork) writeSegment(to string, size int64, fill func(out *os.File) error) (err error) {
 	tmp := to + ".tmp"
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, removeFile(tmp))
 		}
 	}()
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
 	out, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
-	err = copyUsed(in, out, used)
+	err = fill(out)
 	if err == nil {
 		err = out.Truncate(size)
 	}
 	if err = errors.Join(err, out.Sync(), out.Close()); err != nil {
-		return fmt.Errorf("copy segment %s: %w", from, err)
+		return fmt.Errorf("write segment %s: %w", to, err)
 	}
 	if err = f.Dirs.own(tmp); err != nil {
 		return err
@@ -409,12 +452,12 @@ func (f *fork) copySegment(from, to string, used, size int64) (err error) {
 	return os.Rename(tmp, to)
 }
 
-// copyUsed copies used bytes, leaving out blocks of zeros: a trimmed segment has holes.
-func copyUsed(in io.Reader, out *os.File, used int64) error {
+// copyRange copies the bytes [from, to) to the same place, leaving out blocks of zeros: a trimmed segment has holes.
+func copyRange(in io.ReaderAt, out *os.File, from, to int64) error {
 	buf, zero := make([]byte, holeAlign), make([]byte, holeAlign)
-	for pos := int64(0); pos < used; {
-		n, err := io.ReadFull(in, buf[:min(int64(len(buf)), used-pos)])
-		if err != nil {
+	for pos := from; pos < to; {
+		n := int(min(int64(len(buf)), to-pos))
+		if read, err := in.ReadAt(buf[:n], pos); read < n {
 			return err
 		}
 		if !bytes.Equal(buf[:n], zero[:n]) {

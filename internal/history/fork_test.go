@@ -150,7 +150,7 @@ func switchPoint(t *testing.T, walDir string, s *server) core.LSN {
 	if _, err := fmt.Sscanf(s.timeline(t), "%X", &timeline); err != nil {
 		t.Fatal(err)
 	}
-	l, err := readLineage(walDir, timeline, s.r.control(t, s.id).SegmentSize)
+	l, err := readLineage(timeline, s.r.control(t, s.id).SegmentSize, walDir)
 	must(t, err)
 	return l.spans[0].begin
 }

@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -35,6 +36,7 @@ type ControlInfo struct {
 	SegmentSize      uint64   // bytes
 	Clean            bool     // shut down as a primary, nothing to replay
 	Slots            core.LSN // the oldest WAL that a replication slot needs, 0 when none needs any; only Trim asks
+	History          core.LSN // the oldest WAL that history may need of what is not archived yet, 0 when none; only Trim asks
 }
 
 // timeline is the one that the cluster's own recovery would follow.
@@ -62,6 +64,17 @@ func checkID(branchID string) error {
 // Path is the WAL directory of an incarnation of a branch, whether or not it exists.
 func (d *Dirs) Path(branchID string, incarnation int) string {
 	return filepath.Join(d.root, branchID, strconv.Itoa(incarnation))
+}
+
+// Owner tells whose WAL directory a path is.
+func (d *Dirs) Owner(path string) (branchID string, incarnation int, ok bool) {
+	rel, err := filepath.Rel(d.root, path)
+	if err != nil {
+		return "", 0, false
+	}
+	branchID, number, _ := strings.Cut(rel, string(filepath.Separator))
+	incarnation, err = strconv.Atoi(number)
+	return branchID, incarnation, err == nil && idPattern.MatchString(branchID)
 }
 
 // Create makes an empty WAL directory, mode 0700, durably. One that exists is left as it is.

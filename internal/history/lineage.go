@@ -16,9 +16,9 @@ import (
 	"github.com/boughdb/bough/internal/core"
 )
 
-// lineage is the timelines that a cluster's WAL runs through, and the folder that it is in.
+// lineage is the timelines that a cluster's WAL runs through, and the folders that it is in.
 type lineage struct {
-	dir         string
+	dirs        []string // where a file is looked for, in this order; the first is the cluster's own
 	segmentSize uint64
 	spans       []span // newest first
 }
@@ -31,14 +31,17 @@ type span struct {
 
 // readLineage reads the history file of a timeline, as PostgreSQL's readTimeLineHistory does: lines of an ancestor's id, the
 // LSN where it was left, and a reason. Timeline 1 has none; a missing one means that nothing older is needed.
-func readLineage(dir string, timeline uint32, segmentSize uint64) (*lineage, error) {
+func readLineage(timeline uint32, segmentSize uint64, dir string, more ...string) (*lineage, error) {
 	if timeline == 0 || segmentSize == 0 || segmentSize&(segmentSize-1) != 0 {
 		return nil, fmt.Errorf("control data: timeline %d, WAL segments of %d bytes", timeline, segmentSize)
 	}
-	l := &lineage{dir: dir, segmentSize: segmentSize}
-	data, err := os.ReadFile(filepath.Join(dir, historyName(timeline)))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+	l := &lineage{dirs: append([]string{dir}, more...), segmentSize: segmentSize}
+	var data []byte
+	if path, ok := l.find(historyName(timeline)); ok {
+		var err error
+		if data, err = os.ReadFile(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
 	}
 	begin := core.LSN(0)
 	var older []span
@@ -81,6 +84,17 @@ func isHistory(name string) bool {
 	return err == nil
 }
 
+// find returns where a file of that name is.
+func (l *lineage) find(name string) (path string, ok bool) {
+	for _, dir := range l.dirs {
+		path := filepath.Join(dir, name)
+		if _, err := os.Lstat(path); err == nil {
+			return path, true
+		}
+	}
+	return "", false
+}
+
 // file names the file that recovery reads for a segment: of the newest timeline that had begun by then and has one.
 func (l *lineage) file(seg uint64) (name string, ok bool) {
 	for _, s := range l.spans {
@@ -88,8 +102,38 @@ func (l *lineage) file(seg uint64) (name string, ok bool) {
 			continue
 		}
 		name := core.WALFileName(s.timeline, seg, l.segmentSize)
-		if _, err := os.Lstat(filepath.Join(l.dir, name)); err == nil {
+		if _, ok := l.find(name); ok {
 			return name, true
+		}
+	}
+	return "", false
+}
+
+// span is the newest timeline that had begun before end, as an index of spans.
+func (l *lineage) span(end core.LSN) int {
+	for i, s := range l.spans {
+		if s.begin < end {
+			return i
+		}
+	}
+	return len(l.spans) - 1
+}
+
+// page returns the file that has a part of a segment which ends at end. It is that of the timeline which wrote it, where
+// it exists: what a newer one has before its own beginning may have been given back; see Trim.
+func (l *lineage) page(seg uint64, end core.LSN) (path string, ok bool) {
+	own := l.span(end)
+	for _, s := range l.spans[own:] {
+		if path, ok := l.find(core.WALFileName(s.timeline, seg, l.segmentSize)); ok {
+			return path, true
+		}
+	}
+	for i := own - 1; i >= 0; i-- {
+		if l.spans[i].begin.Segment(l.segmentSize) > seg {
+			break
+		}
+		if path, ok := l.find(core.WALFileName(l.spans[i].timeline, seg, l.segmentSize)); ok {
+			return path, true
 		}
 	}
 	return "", false
@@ -114,7 +158,7 @@ func (l *lineage) files(start, end core.LSN) ([]string, error) {
 	for seg := start.Segment(l.segmentSize); seg <= (end - 1).Segment(l.segmentSize); seg++ {
 		name, ok := l.file(seg)
 		if !ok {
-			return nil, &missingError{l.dir, core.WALFileName(l.spans[0].timeline, seg, l.segmentSize)}
+			return nil, &missingError{l.dirs[0], core.WALFileName(l.spans[0].timeline, seg, l.segmentSize)}
 		}
 		names = append(names, name)
 	}

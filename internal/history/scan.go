@@ -1,6 +1,7 @@
 package history
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -9,7 +10,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 
 	"github.com/boughdb/bough/internal/core"
 )
@@ -43,11 +43,13 @@ type scanner struct {
 	chain    *lineage
 	file     *os.File
 	fileSeg  uint64
+	fileSpan int // of chain
 	page     []byte
 	pageAt   core.LSN // where page starts; valid when loaded
 	loaded   bool
 	pageSize uint64
 	buf      []byte
+	end      core.LSN // of the last record read, padding included; see record for where the next one may start
 }
 
 // findEnd returns the end of the last valid record, reading from start, where a record must start. It is start itself when
@@ -130,6 +132,7 @@ func (s *scanner) record(pos, prev core.LSN) (at, next core.LSN, err error) {
 		return 0, 0, errEndOfWAL
 	}
 	next = (pos + recordAlign - 1) / recordAlign * recordAlign
+	s.end = next
 	if s.buf[17] == rmgrXLog && s.buf[16]&0xF0 == xlogSwitch {
 		size := core.LSN(s.chain.segmentSize)
 		next = (next + size - 1) / size * size // the rest of the segment is unused
@@ -143,8 +146,8 @@ func (s *scanner) prev() core.LSN { return core.LSN(binary.NativeEndian.Uint64(s
 // load reads the page that holds pos and returns the length of its header.
 func (s *scanner) load(pos core.LSN) (uint64, error) {
 	seg := pos.Segment(s.chain.segmentSize)
-	if s.file == nil || s.fileSeg != seg {
-		if err := s.open(seg); err != nil {
+	if s.file == nil || s.fileSeg != seg || s.fileSpan != s.chain.span(s.pageEnd(pos)) {
+		if err := s.open(pos); err != nil {
 			return 0, err
 		}
 	}
@@ -168,22 +171,33 @@ func (s *scanner) load(pos core.LSN) (uint64, error) {
 	return shortPageHeader, nil
 }
 
-// open goes to another segment; its first page says how large pages are.
-func (s *scanner) open(seg uint64) error {
+// pageEnd is where the page ends that holds pos. Before the first file was opened it takes the size that all servers have.
+func (s *scanner) pageEnd(pos core.LSN) core.LSN {
+	size := core.LSN(cmp.Or(s.pageSize, 8192))
+	return (pos/size + 1) * size
+}
+
+// open goes to the file that holds a position; its first page says how large pages are.
+func (s *scanner) open(pos core.LSN) error {
 	s.close()
 	s.file, s.loaded = nil, false
-	name, ok := s.chain.file(seg)
-	if !ok {
-		return errEndOfWAL
-	}
-	f, err := os.Open(filepath.Join(s.chain.dir, name))
-	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
+	seg := pos.Segment(s.chain.segmentSize)
+	var f *os.File
+	var path string
+	for try := 1; f == nil; try++ {
+		var ok bool
+		if path, ok = s.chain.page(seg, s.pageEnd(pos)); !ok {
 			return errEndOfWAL
 		}
-		return err
+		var err error
+		// A server drops a name that it does not need any more; the archive has another.
+		if f, err = os.Open(path); errors.Is(err, fs.ErrNotExist) && try == forkAttempts {
+			return errEndOfWAL
+		} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
-	s.file, s.fileSeg = f, seg
+	s.file, s.fileSeg, s.fileSpan = f, seg, s.chain.span(s.pageEnd(pos))
 	var head [longPageHeader]byte
 	if _, err := f.ReadAt(head[:], 0); err != nil {
 		if errors.Is(err, io.EOF) {
@@ -195,7 +209,7 @@ func (s *scanner) open(seg uint64) error {
 		return errEndOfWAL // pre-allocated, not written yet
 	}
 	if size := binary.NativeEndian.Uint32(head[32:]); uint64(size) != s.chain.segmentSize {
-		return fmt.Errorf("segment %s is of size %d, the cluster's are %d", name, size, s.chain.segmentSize)
+		return fmt.Errorf("segment %s is of size %d, the cluster's are %d", path, size, s.chain.segmentSize)
 	}
 	size := uint64(binary.NativeEndian.Uint32(head[36:]))
 	if size < 1024 || size > 64<<10 || size&(size-1) != 0 {

@@ -18,14 +18,14 @@ const holeAlign = 64 << 10
 
 // Trim gives back the disk that a sleeping branch's WAL does not need: the segments before the last checkpoint and before
 // what replication slots still need, those made ahead, and inside the first segment that stays everything before that but
-// its first page. The cluster must be stopped, and cleanly (KindPrecondition otherwise). What another branch shares is not
+// its first page, but what history may need. The cluster must be stopped, and cleanly (KindPrecondition otherwise). What another branch shares is not
 // touched.
 func Trim(ctx context.Context, walDir string, control ControlInfo) error {
 	const op = "history.trim"
 	if !control.Clean {
 		return wrap(core.Errorf(core.KindPrecondition, "", "the cluster was not shut down cleanly; its WAL is needed"), op)
 	}
-	chain, err := readLineage(walDir, control.timeline(), control.SegmentSize)
+	chain, err := readLineage(control.timeline(), control.SegmentSize, walDir)
 	if err != nil {
 		return wrap(err, op)
 	}
@@ -71,6 +71,9 @@ func Trim(ctx context.Context, walDir string, control ControlInfo) error {
 	}
 	if from.Segment(control.SegmentSize) != control.Redo.Segment(control.SegmentSize) {
 		return nil
+	}
+	if control.History != 0 {
+		from = min(from, max(control.History, core.LSN(from.Segment(control.SegmentSize)*control.SegmentSize)))
 	}
 	// The past of a segment that someone else shares belongs to them, too.
 	first := filepath.Join(walDir, keep[0])

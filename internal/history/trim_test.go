@@ -118,7 +118,7 @@ func TestFindEnd(t *testing.T) {
 		}
 		s.crash(t)
 		control := r.control(t, "p")
-		l, err := readLineage(r.wal("p"), control.timeline(), control.SegmentSize)
+		l, err := readLineage(control.timeline(), control.SegmentSize, r.wal("p"))
 		must(t, err)
 		end, err := findEnd(t.Context(), l, control.Redo)
 		must(t, err)
@@ -143,7 +143,7 @@ func TestReadLineage(t *testing.T) {
 		"000000010000000000000005", "000000020000000000000004", "000000030000000000000001"} {
 		must(t, os.WriteFile(filepath.Join(dir, name), nil, 0o600))
 	}
-	l, err := readLineage(dir, 3, 16<<20)
+	l, err := readLineage(3, 16<<20, dir)
 	must(t, err)
 	names, err := l.files(0x2000028, 0x6000000)
 	must(t, err)
@@ -155,7 +155,7 @@ func TestReadLineage(t *testing.T) {
 		t.Errorf("error = %v, want a missing segment", err)
 	}
 	must(t, os.WriteFile(filepath.Join(dir, "00000004.history"), []byte("nonsense\n"), 0o600))
-	if _, err := readLineage(dir, 4, 16<<20); err == nil {
+	if _, err := readLineage(4, 16<<20, dir); err == nil {
 		t.Error("a damaged history file was accepted")
 	}
 }
@@ -185,7 +185,7 @@ func TestTrimKeepsWhatSlotsNeed(t *testing.T) {
 			must(t, Trim(t.Context(), r.wal("p"), control))
 		}
 		if control.Slots != 0 {
-			chain, err := readLineage(r.wal("p"), control.timeline(), control.SegmentSize)
+			chain, err := readLineage(control.timeline(), control.SegmentSize, r.wal("p"))
 			must(t, err)
 			if end, err := findEnd(t.Context(), chain, control.Slots); err != nil || end <= control.Checkpoint {
 				t.Errorf("from the slot's %s WAL can be read to %s only, %v; the checkpoint is at %s", control.Slots, end, err, control.Checkpoint)

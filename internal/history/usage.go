@@ -27,6 +27,7 @@ func (d *Dirs) Usage(ctx context.Context) (branches map[string]Usage, total int6
 	seen := map[uint64]bool{}
 	for _, id := range ids {
 		var u Usage
+		links := map[uint64]uint64{} // that were seen of files with several, in this branch: its WAL and its archive share most
 		err := filepath.WalkDir(filepath.Join(d.root, id), func(path string, e fs.DirEntry, err error) error {
 			if err == nil {
 				err = ctx.Err()
@@ -42,8 +43,13 @@ func (d *Dirs) Usage(ctx context.Context) (branches map[string]Usage, total int6
 				return err
 			}
 			size := st.Blocks * 512
-			u.Referenced += size
-			if e.IsDir() || st.Nlink == 1 {
+			if !e.IsDir() {
+				links[st.Ino]++
+			}
+			if links[st.Ino] <= 1 {
+				u.Referenced += size
+			}
+			if e.IsDir() || links[st.Ino] == st.Nlink {
 				u.Exclusive += size
 			}
 			if !seen[st.Ino] {

@@ -27,8 +27,34 @@ const (
 	slotTempPrefix = ".tmp"
 )
 
+// HistorySlot keeps the WAL of a primary that is not in the archive yet.
+const HistorySlot = slotPrefix + "history"
+
+// HoldHistory makes a primary keep its WAL from an LSN on, up to which all is archived, through HistorySlot. lost says that
+// the slot was not there, or had been given up because it kept too much: then WAL may be missing.
+func HoldHistory(ctx context.Context, conn *pgx.Conn, archived core.LSN) (lost bool, err error) {
+	const op = "postgres.hold_history"
+	for range 2 {
+		var held bool
+		err = conn.QueryRow(ctx, `SELECT true FROM pg_replication_slots, LATERAL (SELECT CASE WHEN restart_lsn < $2::pg_lsn AND NOT active
+				THEN pg_replication_slot_advance(slot_name, $2::pg_lsn) END) advanced
+			WHERE slot_name = $1 AND wal_status IS DISTINCT FROM 'lost' AND restart_lsn IS NOT NULL`, HistorySlot, archived.String()).Scan(&held)
+		if err == nil {
+			return lost, nil
+		}
+		if !errors.Is(err, pgx.ErrNoRows) {
+			break
+		}
+		lost = true
+		if _, err = EnsureSlot(ctx, conn, HistorySlot); err != nil {
+			break
+		}
+	}
+	return lost, core.Wrap(err, op, "")
+}
+
 // OldestSlot returns the oldest WAL position that a replication slot of a stopped cluster needs, 0 when there is none. It is
-// an error if a slot cannot be read: then nobody knows.
+// an error if a slot cannot be read: then nobody knows. HistorySlot does not count.
 func OldestSlot(dataDir string) (core.LSN, error) {
 	const op = "postgres.oldest_slot"
 	dir := filepath.Join(dataDir, "pg_replslot")
@@ -38,7 +64,7 @@ func OldestSlot(dataDir string) (core.LSN, error) {
 	}
 	oldest := core.LSN(0)
 	for _, e := range entries {
-		if !e.IsDir() || filepath.Ext(e.Name()) == slotTempPrefix {
+		if !e.IsDir() || filepath.Ext(e.Name()) == slotTempPrefix || e.Name() == HistorySlot {
 			continue // a slot's creation or removal that was cut off: the server removes it when it starts
 		}
 		raw, err := os.ReadFile(filepath.Join(dir, e.Name(), "state"))

@@ -115,7 +115,7 @@ const slotPrefix = "bough_"
 // SlotName is the slot of a replica's endpoint on its primary.
 func SlotName(endpointID string) string { return slotPrefix + strings.ReplaceAll(endpointID, "-", "_") }
 
-// SlotsOnDisk lists the platform's slots in a data directory.
+// SlotsOnDisk lists the platform's slots for replicas in a data directory.
 func SlotsOnDisk(dataDir string) ([]string, error) {
 	entries, err := os.ReadDir(filepath.Join(dataDir, "pg_replslot"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -123,7 +123,7 @@ func SlotsOnDisk(dataDir string) ([]string, error) {
 	}
 	var names []string
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), slotPrefix) && !strings.HasSuffix(e.Name(), ".tmp") {
+		if strings.HasPrefix(e.Name(), slotPrefix) && !strings.HasSuffix(e.Name(), ".tmp") && e.Name() != HistorySlot {
 			names = append(names, e.Name())
 		}
 	}
@@ -237,4 +237,13 @@ func SettleTimeline(ctx context.Context, conn *pgx.Conn) error {
 		_, err = conn.Exec(ctx, "CHECKPOINT")
 	}
 	return core.Wrap(err, "postgres.settle_timeline", "")
+}
+
+// Inserted is where a primary's WAL ends; the last of it may not be durable.
+func Inserted(ctx context.Context, conn *pgx.Conn) (core.LSN, error) {
+	var text string
+	if err := conn.QueryRow(ctx, "SELECT pg_current_wal_insert_lsn()::text").Scan(&text); err != nil {
+		return 0, core.Wrap(err, "postgres.inserted", "")
+	}
+	return core.ParseLSN(text)
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"github.com/jackc/pgx/v5"
 
@@ -50,17 +51,37 @@ func MayHaveSubscriptions(dataDir string) bool {
 	if err != nil || control.State != StateShutDown {
 		return true // WAL that is not replayed yet may bring one
 	}
+	_, empty, err := SubscriptionCatalog(dataDir)
+	return err != nil || !empty
+}
+
+// SubscriptionCatalog tells whether the file of a data directory's pg_subscription is empty, and how WAL names it: a cluster
+// has no subscription when it is, and when no WAL that is still to be replayed mentions that name. (One that was rewritten
+// under another name is mentioned where it was dropped.)
+func SubscriptionCatalog(dataDir string) (locator []byte, empty bool, err error) {
+	const op = "postgres.subscription_catalog"
 	path, err := subscriptionFile(dataDir)
 	if err != nil {
-		return true
+		return nil, false, core.Wrap(err, op, "")
 	}
 	info, err := os.Stat(path)
-	return err != nil || info.Size() != 0
+	if err != nil {
+		return nil, false, core.Wrap(err, op, "")
+	}
+	number, err := strconv.ParseUint(filepath.Base(path), 10, 32)
+	if err != nil {
+		return nil, false, core.Wrap(err, op, "")
+	}
+	// RelFileLocator of src/include/storage/relfilelocator.h: tablespace, database (0 for shared catalogs), relation.
+	locator = binary.NativeEndian.AppendUint32(nil, globalTablespace)
+	locator = binary.NativeEndian.AppendUint32(locator, 0)
+	return binary.NativeEndian.AppendUint32(locator, uint32(number)), info.Size() == 0, nil
 }
 
 // The relation map of the shared catalogs, from src/backend/utils/cache/relmapper.c: magic, number of entries, and pairs of a
 // catalog's OID and the name of its file.
 const (
+	globalTablespace      = 1664 // GLOBALTABLESPACE_OID in src/include/catalog/pg_tablespace.dat
 	relMapMagic           = 0x592717
 	relMapMax             = 64
 	subscriptionRelation  = 6100 // SubscriptionRelationId in src/include/catalog/pg_subscription.h

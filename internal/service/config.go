@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/boughdb/bough/internal/control"
 	"github.com/boughdb/bough/internal/core"
 	"github.com/boughdb/bough/internal/httpd"
 )
@@ -49,8 +50,9 @@ type Config struct {
 	Handshake    time.Duration // limit of a client's handshake
 	// How often what should be is compared with what is, and how long a difference must last before it is repaired.
 	ReconcileEvery, ReconcilePatience time.Duration
-	MeteringEvery                     time.Duration   // how often usage is counted; 0 chooses
-	MaxStarts                         int             // computes that start at once; 0 chooses
+	MeteringEvery                     time.Duration // how often usage is counted; 0 chooses
+	MaxStarts                         int           // computes that start at once; 0 chooses
+	History                           control.HistoryOptions
 	OperationsKeep                    time.Duration   // how long the record of an operation that has ended is kept; 0 chooses
 	PublicURL                         string          // where people reach the server: the start of links; "" is where it listens
 	SMTPURL, SMTPFrom                 string          // how invitations are sent; see mail.New. "": their links are shown
@@ -101,6 +103,9 @@ func (c *Config) check() error {
 	case cgroupsAuto, cgroupsOff:
 	default:
 		return core.Invalidf("--cgroups must be auto or off")
+	}
+	if c.History.SnapshotWAL < 0 || c.History.SnapshotEvery < 0 {
+		return core.Invalidf("--snapshot-wal and --snapshot-interval must not be negative")
 	}
 	if c.OperationsKeep < 0 {
 		return core.Invalidf("--operations-keep must not be negative")

@@ -113,6 +113,7 @@ type lookCollector struct {
 	drifts    func() map[string]int
 	replicas  func() map[string]control.ReplicaLag
 	meter     *metering.Meter
+	history   func() control.HistorySum
 }
 
 var (
@@ -128,6 +129,9 @@ var (
 	activeDesc   = prometheus.NewDesc("bough_usage_active_seconds_total", "Time that computes ran, as counted by this server.", nil, nil)
 	computeDesc  = prometheus.NewDesc("bough_usage_compute_unit_seconds_total", "The same, times their size.", nil, nil)
 	writtenDesc  = prometheus.NewDesc("bough_usage_written_bytes_total", "WAL of branches, as counted by this server.", nil, nil)
+	snapshotDesc = prometheus.NewDesc("bough_history_snapshots", "Snapshots kept for branches of past moments.", nil, nil)
+	archiveDesc  = prometheus.NewDesc("bough_history_wal_bytes", "WAL archived for branches of past moments.", nil, nil)
+	squeezeDesc  = prometheus.NewDesc("bough_history_windows_halved", "How often the windows of all projects are halved, because space is short.", nil, nil)
 	deletingDesc = prometheus.NewDesc("bough_storage_deleting_volumes", "Deleted volumes whose space is not free yet.", nil, nil)
 	freeDesc     = prometheus.NewDesc("bough_storage_free_bytes", "Free space.", []string{"place"}, nil)
 )
@@ -151,6 +155,9 @@ func (c *lookCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- activeDesc
 	ch <- computeDesc
 	ch <- writtenDesc
+	ch <- snapshotDesc
+	ch <- archiveDesc
+	ch <- squeezeDesc
 }
 
 // Collect implements prometheus.Collector.
@@ -184,6 +191,10 @@ func (c *lookCollector) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(activeDesc, prometheus.CounterValue, counted.Active.Seconds())
 	ch <- prometheus.MustNewConstMetric(computeDesc, prometheus.CounterValue, counted.Compute.Seconds())
 	ch <- prometheus.MustNewConstMetric(writtenDesc, prometheus.CounterValue, float64(counted.Written))
+	history := c.history()
+	ch <- prometheus.MustNewConstMetric(snapshotDesc, prometheus.GaugeValue, float64(history.Snapshots))
+	ch <- prometheus.MustNewConstMetric(archiveDesc, prometheus.GaugeValue, float64(history.WAL))
+	ch <- prometheus.MustNewConstMetric(squeezeDesc, prometheus.GaugeValue, float64(history.Squeeze))
 	if n, err := c.pool.Deleting(ctx); err == nil {
 		ch <- prometheus.MustNewConstMetric(deletingDesc, prometheus.GaugeValue, float64(n))
 	}

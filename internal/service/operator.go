@@ -4,11 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -121,6 +123,7 @@ func (s *Server) operatorHandler() http.Handler {
 		s.log.Warn("cannot tell the operator", "error", err)
 		http.Error(w, core.UserMessage(err), http.StatusServiceUnavailable)
 	})
+	mux.HandleFunc("GET /history", s.serveHistory)
 	mux.HandleFunc("GET /drifts", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(s.control.OpenDrifts()) // the reader is gone
@@ -146,6 +149,10 @@ func askServer(ctx context.Context, l layout, path string, out any) error {
 			Hint: "run this as the user that runs the server"}
 	}
 	defer res.Body.Close()
+	if res.StatusCode == http.StatusNotFound {
+		said, _ := io.ReadAll(io.LimitReader(res.Body, 1000))
+		return core.NotFoundf("%s", strings.TrimSpace(string(said)))
+	}
 	if res.StatusCode != http.StatusOK {
 		return core.Errorf(core.KindUnavailable, "", "the server answers %s; see its log", res.Status)
 	}

@@ -74,6 +74,7 @@ type PoolStatus struct {
 	Names     bool       `json:"names"` // false: the control database does not run, so there are ids only
 	Branches  []PoolUser `json:"branches"`
 	Templates []PoolUser `json:"templates"`
+	History   []PoolUser `json:"history"`           // snapshots of branches' pasts; see bough history
 	Unknown   []PoolUser `json:"unknown,omitempty"` // in the pool, but not in the control database
 	Staged    int        `json:"staged"`            // volumes being made at this moment
 	Deleted   int        `json:"deleted"`           // deleted volumes whose space is not free yet
@@ -96,7 +97,7 @@ func LookPool(ctx context.Context, dir, url string, exclusive bool) (PoolStatus,
 	}
 	l := layout{dir}
 	out := PoolStatus{DataDir: dir, Backend: st.Backend, Level: st.Space.Level.String(), Disk: poolRoom(st.Space.Host), Staged: st.Staged, Deleted: st.Deleted,
-		Branches: []PoolUser{}, Templates: []PoolUser{}}
+		Branches: []PoolUser{}, Templates: []PoolUser{}, History: []PoolUser{}}
 	if st.Mounted {
 		out.Pool = new(poolRoom(st.Space.Pool))
 	}
@@ -128,6 +129,16 @@ func poolNames(ctx context.Context, l layout, url string) (map[string]PoolUser, 
 		u := PoolUser{Volume: n.VolumeID, BranchID: n.ID, Branch: n.Name, ProjectID: n.ProjectID, Project: n.ProjectName, Deleting: n.Deleting}
 		users[n.ID], users[n.VolumeID] = u, u
 	}
+	if err != nil {
+		return nil, err
+	}
+	inv, err := admin.Store.Inventory(ctx)
+	for _, n := range inv.Snapshots {
+		if u := users[n.BranchID]; users[n.Volume].Volume == "" {
+			u.Volume = n.Volume
+			users[n.Volume] = u
+		}
+	}
 	return users, err
 }
 
@@ -150,6 +161,10 @@ func (p *PoolStatus) measure(ctx context.Context, l layout, volumes []string, kn
 		if use.Exclusive >= 0 {
 			u.DataExclusive = &use.Exclusive
 		}
+		if snapshot := strings.HasPrefix(id, "snapshot-"); snapshot && (ok || !p.Names) {
+			p.History = append(p.History, u)
+			continue
+		}
 		u.WAL, u.WALExclusive = wal[u.BranchID].Referenced, wal[u.BranchID].Exclusive
 		switch {
 		case strings.HasPrefix(id, "template-"):
@@ -161,7 +176,7 @@ func (p *PoolStatus) measure(ctx context.Context, l layout, volumes []string, kn
 			p.Unknown = append(p.Unknown, u)
 		}
 	}
-	for _, users := range [][]PoolUser{p.Branches, p.Templates, p.Unknown} {
+	for _, users := range [][]PoolUser{p.Branches, p.Templates, p.History, p.Unknown} {
 		slices.SortFunc(users, func(a, b PoolUser) int {
 			return cmp.Or(cmp.Compare(b.size(), a.size()), cmp.Compare(a.Volume, b.Volume))
 		})

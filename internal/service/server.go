@@ -210,11 +210,12 @@ func (s *Server) start(ctx context.Context) error {
 		},
 		Addressing: control.Addressing{Domain: s.cfg.Domain, Region: s.cfg.Region, Resolves: resolves(ctx, s.cfg.Domain)},
 		Recorder:   s.metrics, Meter: meter, Log: s.log, OperationsKeep: s.cfg.OperationsKeep, Fleet: s.fleet, Peers: queue,
+		History: s.cfg.History,
 	})
 	watcher.S = s.control
 	s.metrics.watch(&lookCollector{
 		ctx: background, computes: computes, pool: pool, endpoints: s.store.CountEndpoints, drifts: s.control.DriftCounts,
-		replicas: s.control.ReplicaLags, meter: meter,
+		replicas: s.control.ReplicaLags, meter: meter, history: s.control.HistorySum,
 	})
 	if s.fleet.alone { // else what is left of dead servers is the leader's to take over
 		if err := s.control.Recover(ctx); err != nil {

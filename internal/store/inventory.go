@@ -18,6 +18,7 @@ type Inventory struct {
 	Projects  []InventoryProject
 	Branches  []InventoryBranch
 	Endpoints []InventoryEndpoint
+	Snapshots []InventorySnapshot
 	Handles   []Handle
 	Open      []InventoryOperation // in order
 	Holders   map[string]int64     // the servers of projects, by project
@@ -57,6 +58,14 @@ type InventoryEndpoint struct {
 	Type                    core.EndpointType
 	State, Pending          core.EndpointState
 	Disabled, Deleting      bool
+}
+
+// InventorySnapshot is a volume of a branch's history.
+type InventorySnapshot struct {
+	ID       int64
+	Volume   string
+	State    core.SnapshotState
+	BranchID string
 }
 
 // InventoryOperation is an operation that has not ended.
@@ -126,6 +135,13 @@ func inventory(ctx context.Context, pool *pgxpool.Pool) (Inventory, error) {
 		inv.Endpoints, err = collect(ctx, tx, `SELECT id, project_id, branch_id, type, state, pending_state, disabled, deleting
 			FROM endpoints`, func(r pgx.CollectableRow) (e InventoryEndpoint, err error) {
 			return e, r.Scan(&e.ID, &e.ProjectID, &e.BranchID, &e.Type, &e.State, &e.Pending, &e.Disabled, &e.Deleting)
+		})
+		if err != nil {
+			return err
+		}
+		inv.Snapshots, err = collect(ctx, tx, `SELECT s.id, s.volume, s.state, i.branch_id FROM history_snapshots s
+			JOIN incarnations i ON i.id = s.incarnation`, func(r pgx.CollectableRow) (n InventorySnapshot, err error) {
+			return n, r.Scan(&n.ID, &n.Volume, &n.State, &n.BranchID)
 		})
 		if err != nil {
 			return err

@@ -23,6 +23,8 @@ import (
 // readsAll names the queries that may read a whole table, with the reason.
 var readsAll = map[string]string{
 	"ListBranchNames":     "bough pool status: every branch",
+	"AllIncarnations":     "history: what is kept depends on what all descend from",
+	"AllSnapshots":        "history: as AllIncarnations",
 	"ListHandles":         "one row for each compute that runs, all of them wanted",
 	"HoldBusyProjects":    "a server starts alone: all computes that run",
 	"ResetHolders":        "a server starts alone: all of them",

@@ -139,12 +139,40 @@ type Handle struct {
 	StartedAt time.Time
 }
 
+// volumes from which, with the WAL behind redo_lsn, any moment at or after end_lsn can be reached
+type HistorySnapshot struct {
+	ID          int64
+	Incarnation int64
+	// inserted before it is made and deleted after it is gone; templates are shared, and nobody's to delete
+	Volume  string
+	State   string
+	Reason  string
+	RedoLsn int64
+	EndLsn  int64
+	// every commit before end_lsn was made by then
+	TakenAt time.Time
+	TookMs  int64
+}
+
 // which of the servers of a data directory works on a project: it runs its operations and watches its computes
 type Holder struct {
 	ProjectID string
 	Server    int64
 	// the server has taken over what an earlier one left running
 	Ready bool
+}
+
+// the data that a branch has, or had before it was restored in place, and what they descend from
+type Incarnation struct {
+	ID       int64
+	BranchID string
+	Number   int32
+	Parent   *int64
+	// all before it is the parent's; a root's is its template's
+	ForkLsn int64
+	// the first moment that can be reached; behind fork_lsn when the first start had something to set up
+	BeginLsn int64
+	BeginAt  time.Time
 }
 
 type Invitation struct {

@@ -31,6 +31,15 @@ var fill = []string{
 		now() - interval '1 day' + b * interval '1 minute', now() - interval '1 day' + b * interval '1 minute'
 	FROM generate_series(0, $2::int - 1) p, generate_series(0, $3::int - 1) b, (SELECT $1::text) used`,
 
+	`INSERT INTO incarnations (branch_id, number, fork_lsn, begin_lsn, begin_at)
+	SELECT b.id, 1, 1, 1, b.created_at FROM branches b, (SELECT $1::text, $2::int, $3::int) used WHERE b.id LIKE 'br-seeded-%'`,
+
+	`UPDATE incarnations i SET parent = p.id FROM branches b, incarnations p, (SELECT $1::text, $2::int, $3::int) used
+	WHERE b.id = i.branch_id AND p.branch_id = b.parent_id`,
+
+	`INSERT INTO history_snapshots (incarnation, volume, state, reason)
+	SELECT i.id, 'snapshot-' || i.id || '-' || n, 'kept', 'seed' FROM incarnations i, generate_series(1, 3) n, (SELECT $1::text, $2::int, $3::int) used`,
+
 	`INSERT INTO endpoints (id, project_id, branch_id, region_id, type, min_cu, max_cu, provisioner, suspend_timeout, state, suspended_at)
 	SELECT replace(b.id, 'br-', 'ep-'), b.project_id, b.id, 'local', 'read_write', 0.25, 2, 'k8s-neonvm', 0, 'idle', now()
 	FROM branches b, (SELECT $1::text, $2::int, $3::int) used WHERE b.id LIKE 'br-seeded-%'`,
