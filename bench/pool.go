@@ -91,7 +91,7 @@ func (b *bench) pool(ctx context.Context) (rows []row, err error) {
 
 // poolbench returns transactions per second.
 func (b *bench) poolbench(ctx context.Context, uri string, clients int, args []string) (float64, error) {
-	args = append(args, "-n", "-c", strconv.Itoa(clients), "-j", strconv.Itoa(min(clients, 2)), "-T", strconv.Itoa(b.seconds), uri)
+	args = append(args, "-n", "-c", strconv.Itoa(clients), "-j", strconv.Itoa(min(clients, 2)), "-T", strconv.Itoa(b.seconds+clients/50), uri) // connecting counts
 	out, err := exec.CommandContext(ctx, b.pgbenchPath, args...).CombinedOutput()
 	if err != nil {
 		return 0, fmt.Errorf("pgbench %s: %w: %s", strings.Join(args, " "), err, out)

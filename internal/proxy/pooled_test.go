@@ -123,6 +123,13 @@ func TestPooledPreparedStatements(t *testing.T) {
 			if _, err := conn.PgConn().ExecPrepared(t.Context(), "s20", [][]byte{[]byte("1")}, nil, nil).Close(); sqlState(err) != "26000" {
 				t.Errorf("a deallocated statement: %v", err)
 			}
+			run(t, conn, "deallocate prepare s21", pgx.QueryExecModeExec)
+			if _, err := conn.PgConn().ExecPrepared(t.Context(), "s21", [][]byte{[]byte("1")}, nil, nil).Close(); sqlState(err) != "26000" {
+				t.Errorf("deallocated by the extended protocol: %v", err)
+			}
+			if _, err := conn.PgConn().Prepare(t.Context(), "s21", fmt.Sprintf("select 21 + %d * $1::int", i), nil); err != nil {
+				t.Errorf("and prepared again: %v", err)
+			}
 			if _, err := conn.PgConn().Prepare(t.Context(), "s30", "select 1", nil); sqlState(err) != "42P05" || !strings.Contains(err.Error(), `"s30"`) {
 				t.Errorf("a name in use: %v", err)
 			}

@@ -263,6 +263,9 @@ func (c *client) parse(m *frontend, out *output) verdict {
 		c.unnamedVerb = verbOf(key)
 		c.began = c.began || c.unnamedVerb == verbBegin
 		s.effects |= effectOf(key)
+		if c.unnamedVerb == verbDeallocate && m.whole() && c.parseDeallocate(key, out) {
+			return vDone
+		}
 		s.owes.push(expect{kind: exParse})
 		out.piece(m.b)
 		return vDone
@@ -300,6 +303,30 @@ func (c *client) parse(m *frontend, out *output) verdict {
 	}
 	s.send(out, st, expect{kind: exParse, st: st, name: name})
 	return vDone
+}
+
+// parseDeallocate passes on the Parse of a DEALLOCATE, with the name that the statement has in the session. Whether it is executed
+// is not known yet, so the session closes the statement before it prepares it again.
+func (c *client) parseDeallocate(key []byte, out *output) bool {
+	query, types, ok := cutString(key)
+	if !ok || c.srv.status == 'E' {
+		return false
+	}
+	name, ok := deallocated(query)
+	st := c.stmts[name]
+	if !ok || st == nil {
+		return false
+	}
+	s := c.srv
+	s.prepare(out, st)
+	s.has.remove(st.name)
+	s.has.add(st.name, outdated)
+	tail := append([]byte("DEALLOCATE "+st.name+"\x00"), types...)
+	c.define(name, nil)
+	s.owes.push(expect{kind: exParse})
+	buf := out.buffer()
+	*buf = appendParse(*buf, "", tail)
+	return true
 }
 
 // prepare makes sure that the session has a statement.
