@@ -38,6 +38,10 @@ func (o *origin) FlushLSN(ctx context.Context) (lsn core.LSN, timeline uint32, e
 }
 
 func (o *origin) StartBackup(ctx context.Context, label string) (core.LSN, error) {
+	// Its checkpoint drops WAL that nothing holds, and a branch that has just started has no slot yet.
+	if err := o.s.archiveRunning(ctx, o.id); err != nil {
+		return 0, err
+	}
 	conn, err := o.s.Computes.Conn(ctx, o.id, postgres.AdminDatabase)
 	if err != nil {
 		return 0, err

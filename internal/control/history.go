@@ -163,16 +163,8 @@ func (s *Service) archiveLoop(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		for _, id := range s.Computes.Running() {
-			spec, ok := s.Computes.Spec(id)
-			if !ok || spec.Standby != nil {
-				continue
-			}
-			branchID, incarnation, ok := s.WAL.Owner(spec.WALDir)
-			if !ok {
-				continue
-			}
-			if err := s.archive(ctx, branchID, incarnation, id); err != nil && ctx.Err() == nil {
-				s.log.Warn("cannot archive the WAL of a branch; it is kept where it is", "branch_id", branchID, "error", err)
+			if err := s.archiveRunning(ctx, id); err != nil && ctx.Err() == nil {
+				s.log.Warn("cannot archive the WAL of a branch; it is kept where it is", "endpoint_id", id, "error", err)
 			}
 		}
 		select {
@@ -181,6 +173,19 @@ func (s *Service) archiveLoop(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
+}
+
+// archiveRunning archives the WAL of a compute that runs, and makes it hold the rest.
+func (s *Service) archiveRunning(ctx context.Context, computeID string) error {
+	spec, ok := s.Computes.Spec(computeID)
+	if !ok || spec.Standby != nil {
+		return nil
+	}
+	branchID, incarnation, ok := s.WAL.Owner(spec.WALDir)
+	if !ok {
+		return nil
+	}
+	return s.archive(ctx, branchID, incarnation, computeID)
 }
 
 // archive archives what an incarnation of a branch has finished, and lets its server drop that. computeID is "" when it has
